@@ -1,0 +1,1 @@
+"""Image folders: which files, which labels, and the way from a file to the model's input."""

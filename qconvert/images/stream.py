@@ -1,0 +1,118 @@
+"""Runs a function over images on all cores, results in order, memory bounded.
+
+Every image is decoded and run on its own, on one thread: a result depends on nothing but the
+image (float sums differ with the batch size and the number of threads), and the cores work on
+different images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from qconvert.errors import ImageError
+from qconvert.images.folder import ImageSet
+from qconvert.images.preprocess import load
+from qconvert.qconfig import Preprocess
+
+Result = TypeVar("Result")
+# Called with the number of images done and the number of all.
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """The progress of a caller that shows none."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs torch's operators on one thread inside, and puts the setting back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_images(
+    function: Callable[[Tensor], Result],
+    images: ImageSet,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 8,
+    progress: Progress = no_progress,
+) -> Iterator[Result]:
+    """Yields `function(input)` for every image, in the order of `images.files`.
+
+    An input is (1, channels, height, width) float32. `batch_size` images are handed to a worker
+    at a time; results do not depend on it.
+    """
+
+    def work(paths: Sequence[Path]) -> list[Result]:
+        with torch.inference_mode():
+            return [function(load(path, preprocess)) for path in paths]
+
+    batches = [images.files[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    done, workers = 0, cores()
+    pending: deque[Future[list[Result]]] = deque()
+    progress(0, len(images))
+    with (
+        one_thread(),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        try:
+            for batch in batches:
+                pending.append(pool.submit(work, batch))
+                if len(pending) > 2 * workers:
+                    for result in pending.popleft().result():
+                        done += 1
+                        yield result
+                    progress(done, len(images))
+            while pending:
+                for result in pending.popleft().result():
+                    done += 1
+                    yield result
+                progress(done, len(images))
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def input_shape(images: ImageSet, preprocess: Preprocess) -> tuple[int, ...]:
+    """The shape of one input, (1, channels, height, width), the same for all images.
+
+    Raises ImageError when the images differ in size after the preprocessing.
+    """
+    from PIL import Image
+
+    if preprocess.crop is None and not isinstance(preprocess.resize, tuple):
+        sizes: dict[tuple[int, int], Path] = {}
+        for path in images.files:
+            try:
+                with Image.open(path) as image:
+                    sizes.setdefault(image.size, path)
+            except OSError:
+                continue  # named with its reason when it is decoded
+        ratios = sizes if preprocess.resize is None else {w / h: p for (w, h), p in sizes.items()}
+        if len(ratios) > 1:
+            first, second = list(ratios.values())[:2]
+            raise ImageError(
+                f"the images differ in size, as {first.name} and {second.name} do",
+                where=str(images.root),
+                fix="set `data.preprocess.resize: [height, width]`, or a `crop`",
+            )
+    return tuple(load(images.files[0], preprocess).shape)

@@ -1,0 +1,1 @@
+"""The float model: its source and checkpoint, its graph, and the folding of batch norms."""

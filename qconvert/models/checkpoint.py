@@ -1,0 +1,112 @@
+"""Loads a state_dict into a model, never executing what a checkpoint holds."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qconvert.errors import ModelError
+
+NESTED_UNDER = ("state_dict",)
+PREFIX = "module."
+
+
+def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> None:
+    """Loads weights strictly: every tensor of the model, and no other.
+
+    Raises ModelError that lists all missing, unexpected and wrongly shaped keys.
+    """
+    state = _without_prefix(_state_dict(_read(path), key, path))
+    facts = _differences(module.state_dict(), state)
+    if facts:
+        raise ModelError(
+            facts[:20] + ([f"and {len(facts) - 20} more"] if len(facts) > 20 else []),
+            where=str(path),
+            fix="give the checkpoint of this model (its `model.kwargs` too), "
+            "or name the right part with `model.checkpoint_key`",
+        )
+    module.load_state_dict(state)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path, device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"is not a safetensors file: {error}", where=str(path)) from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        needs = "holds more than weights" if "WeightsUnpickler" in str(error) else "is damaged"
+        raise ModelError(
+            f"{needs}: loading it could run code, which qconvert never does"
+            if needs.startswith("holds")
+            else f"{needs}: it is no pickle that torch.save wrote",
+            where=str(path),
+            fix="save only the weights: torch.save(model.state_dict(), 'weights.pt')",
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"is no checkpoint that torch.save wrote, or a damaged one: {error}",
+            where=str(path),
+            fix="save it again: torch.save(model.state_dict(), 'weights.pt')",
+        ) from None
+
+
+def _state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, Tensor]:
+    """The mapping of names to tensors: at `key`, or the whole, or under a usual name."""
+    if key is not None:
+        for part in key.split("."):
+            if not isinstance(content, Mapping) or part not in content:
+                keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else "no keys"
+                raise ModelError(
+                    f"has no {key!r}; it has {keys[:200]}",
+                    where=str(path),
+                    fix="correct `model.checkpoint_key`",
+                )
+            content = content[part]
+        candidates = [content]
+    else:
+        nested = content if isinstance(content, Mapping) else {}
+        candidates = [content, *(nested[name] for name in NESTED_UNDER if name in nested)]
+    for candidate in candidates:
+        if (
+            isinstance(candidate, Mapping)
+            and candidate
+            and all(isinstance(value, Tensor) for value in candidate.values())
+        ):
+            return candidate
+    raise ModelError(
+        "holds no state_dict (a mapping of names to tensors)",
+        where=str(path),
+        fix="name the part that holds it with `model.checkpoint_key`",
+    )
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drops the prefix that DataParallel gives every key."""
+    prefixed = all(key.startswith(PREFIX) for key in state)
+    return {key.removeprefix(PREFIX) if prefixed else key: value for key, value in state.items()}
+
+
+def _differences(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    facts = []
+    unexpected = sorted(set(state) - set(model))
+    for key in sorted(set(model) - set(state)):
+        nearest = difflib.get_close_matches(key, unexpected, n=1, cutoff=0.7)
+        facts.append(f"{key} is missing" + (f" (nearest: {nearest[0]})" if nearest else ""))
+    facts.extend(f"{key} is not in the model" for key in unexpected)
+    for key in sorted(set(model) & set(state)):
+        have, want = tuple(state[key].shape), tuple(model[key].shape)
+        if have != want:
+            facts.append(f"{key} has shape {list(have)}, the model has {list(want)}")
+    return facts

@@ -1,0 +1,151 @@
+"""What a node of the graph computes, by one name for its module, function and method forms."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import GraphModule, Node
+
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, "linear")
+ACTIVATIONS = ("relu", "clip")
+
+_MODULES: Mapping[type[nn.Module], str] = {
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.ConvTranspose1d: "conv_transpose1d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
+    nn.Linear: "linear",
+    nn.BatchNorm1d: "batch_norm",
+    nn.BatchNorm2d: "batch_norm",
+    nn.BatchNorm3d: "batch_norm",
+    nn.ReLU: "relu",
+    nn.ReLU6: "clip",
+    nn.Hardtanh: "clip",
+    nn.MaxPool2d: "max_pool2d",
+    nn.AvgPool2d: "avg_pool2d",
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.Flatten: "flatten",
+    nn.Identity: "identity",
+    nn.Dropout: "identity",
+    nn.Dropout1d: "identity",
+    nn.Dropout2d: "identity",
+    nn.Dropout3d: "identity",
+    nn.AlphaDropout: "identity",
+}
+
+_FUNCTIONS: Mapping[Callable[..., Any], str] = {
+    operator.add: "add",
+    torch.add: "add",
+    operator.mul: "mul",
+    torch.mul: "mul",
+    torch.cat: "cat",
+    torch.relu: "relu",
+    F.relu: "relu",
+    F.relu6: "clip",
+    F.hardtanh: "clip",
+    torch.clamp: "clip",
+    F.max_pool2d: "max_pool2d",
+    F.avg_pool2d: "avg_pool2d",
+    F.adaptive_avg_pool2d: "adaptive_avg_pool2d",
+    torch.mean: "mean",
+    torch.flatten: "flatten",
+    torch.reshape: "reshape",
+    F.dropout: "identity",
+    F.dropout2d: "identity",
+    getattr: "getattr",
+    operator.getitem: "getitem",
+}
+
+_METHODS: Mapping[str, str] = {
+    "add": "add",
+    "mul": "mul",
+    "relu": "relu",
+    "clamp": "clip",
+    "clip": "clip",
+    "mean": "mean",
+    "flatten": "flatten",
+    "reshape": "reshape",
+    "view": "reshape",
+    "size": "size",
+}
+
+
+def kind_of(graph: GraphModule, node: Node) -> str:
+    """The operator's name, such as `conv2d` or `add`; for one that is not in the tables above,
+    the name of its class or function."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        for base in type(module).__mro__:
+            if base in _MODULES:
+                return _MODULES[base]
+        return type(module).__name__
+    if node.op == "call_function":
+        function = node.target
+        name = _FUNCTIONS.get(function) if callable(function) else None
+        return name or getattr(function, "__name__", str(function))
+    if node.op == "call_method":
+        return _METHODS.get(str(node.target), str(node.target))
+    return node.op
+
+
+def tensor_inputs(node: Node) -> list[Node]:
+    """The nodes that this one reads tensors from, in order, as often as it reads them."""
+    found: list[Node] = []
+    torch.fx.node.map_arg((node.args, node.kwargs), found.append)
+    return [source for source in found if is_tensor(source)]
+
+
+def is_tensor(node: Node) -> bool:
+    """Whether the node's value is one floating-point tensor (known after shape propagation)."""
+    meta = node.meta.get("tensor_meta")
+    return hasattr(meta, "dtype") and meta.dtype.is_floating_point
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The shape that the node's value had for the example input."""
+    return tuple(node.meta["tensor_meta"].shape)
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a function or method node, given by position or by name."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def clip_bounds(graph: GraphModule, node: Node) -> tuple[float, float] | None:
+    """The constant bounds of a `clip` node, or None when it has none."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        low, high = module.min_val, module.max_val  # nn.ReLU6 is a Hardtanh
+    elif node.target is F.relu6:
+        low, high = 0.0, 6.0
+    else:
+        names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
+        defaults = (-1.0, 1.0) if node.target is F.hardtanh else (None, None)
+        low, high = (argument(node, i + 1, names[i], defaults[i]) for i in range(2))
+    numbers = all(isinstance(bound, (int, float)) for bound in (low, high))
+    return (float(low), float(high)) if numbers else None
+
+
+def multiply_accumulates(graph: GraphModule, node: Node) -> int:
+    """Multiply-accumulates of a convolution or linear node for one image; 0 for others."""
+    kind = kind_of(graph, node)
+    if kind not in WEIGHTED or node.op != "call_module":
+        return 0
+    weight = graph.get_submodule(str(node.target)).weight
+    counted = tensor_inputs(node)[0] if kind in TRANSPOSED else node
+    channels_axis = 1 if kind != "linear" else -1
+    elements = 1
+    for size in shape_of(counted)[1:]:
+        elements *= size
+    return elements * weight.numel() // shape_of(counted)[channels_axis]

@@ -1,0 +1,218 @@
+"""The qconfig: one YAML file that describes one conversion, as validated, frozen models.
+
+Every default lives here. Nothing in this module imports torch, so that a wrong qconfig is
+answered at once. Paths are absolute after loading.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from qconvert.registry import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS, choices
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("is not a finite number")
+    return value
+
+
+Fraction = Annotated[float, Field(ge=0, le=1), AfterValidator(_finite)]
+Positive = Annotated[float, Field(gt=0), AfterValidator(_finite)]
+Finite = Annotated[float, AfterValidator(_finite)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Size = Annotated[int, Field(ge=1, le=16384, strict=True)]
+Isa = Literal["vnni", "avx512", "avx2", "portable"]
+Precision = Literal["auto", "int8", "float32"]
+
+
+class Section(BaseModel):
+    """What every part of the qconfig shares: unknown keys are errors, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """Where the float model comes from."""
+
+    source: str = Field(
+        description="`torchvision:NAME`, `package.module:callable` or `path/to/file.py:callable`"
+    )
+    kwargs: dict[str, Any] = Field({}, description="keyword arguments of the source")
+    checkpoint: Path | None = Field(
+        None, strict=False, description="state_dict: `.pt`, `.pth` or `.safetensors`"
+    )
+    checkpoint_key: str | None = Field(
+        None, description="dotted key of the state_dict inside the checkpoint (default: found)"
+    )
+
+
+class Preprocess(Section):
+    """From a decoded image to the model's input, in this order, as torchvision does it."""
+
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB")
+    resize: Size | tuple[Size, Size] | None = Field(
+        None, strict=False, description="shorter side in pixels, or [height, width]"
+    )
+    crop: Size | tuple[Size, Size] | None = Field(
+        None, strict=False, description="centre crop in pixels: a side, or [height, width]"
+    )
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    mean: tuple[Finite, ...] = Field(
+        (0.0,), strict=False, description="subtracted from pixels in 0 to 1"
+    )
+    std: tuple[Positive, ...] = Field((1.0,), strict=False, description="divides after the mean")
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Preprocess:
+        for name in ("mean", "std"):
+            length = len(getattr(self, name))
+            if length not in (1, self.channels):
+                raise ValueError(f"{name} has {length} values for {self.channels} channels")
+        return self
+
+
+class DataSection(Section):
+    """The images."""
+
+    calibration: Path = Field(strict=False, description="folder of images that set the ranges")
+    evaluation: Path | None = Field(
+        None, strict=False, description="folder of images for accuracy (default: calibration)"
+    )
+    labels: Literal["folders", "none"] = Field(
+        "folders", description="`folders`: one folder a class; `none`: no labels"
+    )
+    classes: Path | None = Field(
+        None,
+        strict=False,
+        description="file, one class a line in the model's order (default: folder names, sorted)",
+    )
+    preprocess: Preprocess = Preprocess()
+
+
+class FuseSection(Section):
+    """Which batch norms are folded and which activations paired."""
+
+    modules: Literal["auto"] | tuple[tuple[str, ...], ...] = Field(
+        "auto", strict=False, description="`auto`, or lists of module names to fuse"
+    )
+
+
+class CalibrationSection(Section):
+    """How many images set the ranges."""
+
+    images: Count = Field(512, description="at most so many, drawn evenly by `seed`")
+    batch_size: Count = Field(8, description="images a worker takes at a time; no effect on results")
+    seed: int = Field(0, ge=0)
+
+
+class ActivationScheme(Section):
+    """How the ranges of activations are chosen (quint8, per tensor)."""
+
+    observer: Literal[choices(ACTIVATION_OBSERVERS)] = "histogram"  # type: ignore[valid-type]
+    scheme: Literal["affine", "symmetric"] = "affine"
+    percentile: Annotated[float, Field(gt=0.5, le=1), AfterValidator(_finite)] = Field(
+        0.9999, description="share of values inside the range (observer `percentile`)"
+    )
+    averaging: Annotated[float, Field(gt=0, le=1), AfterValidator(_finite)] = Field(
+        0.01, description="weight of a new image (observer `moving_average`)"
+    )
+
+
+class WeightScheme(Section):
+    """How the ranges of weights are chosen (qint8)."""
+
+    observer: Literal[choices(WEIGHT_OBSERVERS)] = "per_channel_minmax"  # type: ignore[valid-type]
+    granularity: Literal["per_channel", "per_tensor"] | None = Field(
+        None, description="default: per_channel, but per_tensor with observer `minmax`"
+    )
+    scheme: Literal["symmetric", "affine"] = "symmetric"
+    percentile: Annotated[float, Field(gt=0.5, le=1), AfterValidator(_finite)] = 0.9999
+
+    @model_validator(mode="after")
+    def _agree(self) -> WeightScheme:
+        if self.observer == "per_channel_minmax" and self.granularity == "per_tensor":
+            raise ValueError(
+                "observer 'per_channel_minmax' contradicts granularity 'per_tensor'; "
+                "use observer 'minmax'"
+            )
+        return self
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether every output channel has its own scale and zero point."""
+        if self.granularity is None:
+            return self.observer != "minmax"
+        return self.granularity == "per_channel"
+
+
+class LayerRule(Section):
+    """Another precision or observer for the operators that match; the last match wins."""
+
+    match: str | None = Field(None, description="glob over operator names, as `fuse` prints them")
+    type: str | None = Field(None, description="module class name, such as `Conv2d`")
+    precision: Precision = "auto"
+    activations: ActivationScheme | None = None
+    weights: WeightScheme | None = None
+
+    @model_validator(mode="after")
+    def _one_selector(self) -> LayerRule:
+        if (self.match is None) == (self.type is None):
+            raise ValueError("give either `match` or `type`")
+        return self
+
+
+class QuantizationSection(Section):
+    """What becomes int8, and with which ranges."""
+
+    isa: Isa = Field("vnni", description="the weakest CPU that the file must be right on")
+    activations: ActivationScheme = ActivationScheme()
+    weights: WeightScheme = WeightScheme()
+    layers: tuple[LayerRule, ...] = Field((), strict=False)
+
+
+class BenchmarkSection(Section):
+    """What is timed."""
+
+    batch_sizes: tuple[Count, ...] = Field((1,), strict=False, min_length=1)
+    threads: tuple[Count | Literal["all"], ...] = Field((1, "all"), strict=False, min_length=1)
+    seconds: Positive = Field(6.0, description="measuring time of each batch size and thread count")
+
+
+class BudgetSection(Section):
+    """Limits; one missed is exit code 1. All are fractions or ratios."""
+
+    max_accuracy_drop: Fraction | None = Field(None, description="float top-1 minus int8 top-1")
+    min_agreement: Fraction | None = Field(None, description="share of equal answers")
+    min_speedup: Positive | None = Field(None, description="float latency over int8 latency")
+    max_size_ratio: Positive | None = Field(None, description="int8 file over float file")
+    min_int8_macs: Fraction | None = Field(
+        None, description="share of multiply-accumulates in int8"
+    )
+
+
+class QConfig(Section):
+    """One conversion."""
+
+    version: Literal[1]
+    model: ModelSection
+    data: DataSection
+    fuse: FuseSection = FuseSection()
+    calibration: CalibrationSection = CalibrationSection()
+    quantization: QuantizationSection = QuantizationSection()
+    benchmark: BenchmarkSection = BenchmarkSection()
+    budgets: BudgetSection = BudgetSection()
+    output: Path = Field(strict=False, description="folder of everything that is written")
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder that accuracy is measured on."""
+        return self.data.evaluation or self.data.calibration
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain JSON values."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,106 @@
+"""The output folder: its file names, atomic writes, digests, and what is stale.
+
+A step writes its files and then its record, a JSON file that holds the step's `key` (a digest of
+everything that went in) and the digests of its files. A step is fresh when its record has the
+key of today's inputs and its files are what the record says, as `make` would know it, but by
+content instead of by time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qconvert.errors import QConfigError
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a value that JSON can hold; the order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary name beside it, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The files of one conversion."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """Where the file of this name is or will be."""
+        return self.folder / name
+
+    def prepare(self) -> None:
+        """Makes the folder and proves that it can be written, before the slow work."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise QConfigError(
+                f"the output folder cannot be written: {error.strerror}",
+                where=str(self.folder),
+                fix="name another folder with `output:` or --output",
+            ) from None
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A record, or None when it is missing or not whole."""
+        try:
+            record = json.loads(self.path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def write_record(
+        self, name: str, key: str, files: Iterable[str], content: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Writes a step's record, last, when the step's other files are in place."""
+        digests = {file: file_digest(self.path(file)) for file in files}
+        record = {"key": key, "files": digests, **content}
+        write_atomically(self.path(name), (json.dumps(record, indent=2) + "\n").encode())
+        return record
+
+    def why_stale(self, name: str, key_of: Callable[[dict[str, Any]], str]) -> str | None:
+        """Returns None when the record is fresh, or else the reason in words.
+
+        `key_of` computes today's key; it is given the record, which may list further inputs.
+        """
+        record = self.read(name)
+        if record is None:
+            return f"{name} is missing"
+        if record.get("key") != key_of(record):
+            return "its inputs have changed"
+        for file, recorded in record.get("files", {}).items():
+            path = self.path(file)
+            if not path.is_file():
+                return f"{file} is missing"
+            if file_digest(path) != recorded:
+                return f"{file} has been changed"
+        return None
