@@ -21,9 +21,12 @@ def _finite(value: float) -> float:
     return value
 
 
-Fraction = Annotated[float, Field(ge=0, le=1), AfterValidator(_finite)]
-Positive = Annotated[float, Field(gt=0), AfterValidator(_finite)]
-Finite = Annotated[float, AfterValidator(_finite)]
+# Strict: a bool is not a number, and a quoted number is a string.
+Fraction = Annotated[float, Field(ge=0, le=1, strict=True), AfterValidator(_finite)]
+Share = Annotated[float, Field(gt=0, le=1, strict=True), AfterValidator(_finite)]
+UpperShare = Annotated[float, Field(gt=0.5, le=1, strict=True), AfterValidator(_finite)]
+Positive = Annotated[float, Field(gt=0, strict=True), AfterValidator(_finite)]
+Finite = Annotated[float, Field(strict=True), AfterValidator(_finite)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Size = Annotated[int, Field(ge=1, le=16384, strict=True)]
 Isa = Literal["vnni", "avx512", "avx2", "portable"]
@@ -33,7 +36,7 @@ Precision = Literal["auto", "int8", "float32"]
 class Section(BaseModel):
     """What every part of the qconfig shares: unknown keys are errors, nothing changes later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSection(Section):
@@ -44,7 +47,7 @@ class ModelSection(Section):
     )
     kwargs: dict[str, Any] = Field({}, description="keyword arguments of the source")
     checkpoint: Path | None = Field(
-        None, strict=False, description="state_dict: `.pt`, `.pth` or `.safetensors`"
+        None, description="state_dict: `.pt`, `.pth` or `.safetensors`"
     )
     checkpoint_key: str | None = Field(
         None, description="dotted key of the state_dict inside the checkpoint (default: found)"
@@ -56,16 +59,16 @@ class Preprocess(Section):
 
     channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB")
     resize: Size | tuple[Size, Size] | None = Field(
-        None, strict=False, description="shorter side in pixels, or [height, width]"
+        None, description="shorter side in pixels, or [height, width]"
     )
     crop: Size | tuple[Size, Size] | None = Field(
-        None, strict=False, description="centre crop in pixels: a side, or [height, width]"
+        None, description="centre crop in pixels: a side, or [height, width]"
     )
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     mean: tuple[Finite, ...] = Field(
-        (0.0,), strict=False, description="subtracted from pixels in 0 to 1"
+        (0.0,), description="subtracted from pixels in 0 to 1"
     )
-    std: tuple[Positive, ...] = Field((1.0,), strict=False, description="divides after the mean")
+    std: tuple[Positive, ...] = Field((1.0,), description="divides after the mean")
 
     @model_validator(mode="after")
     def _lengths(self) -> Preprocess:
@@ -79,16 +82,15 @@ class Preprocess(Section):
 class DataSection(Section):
     """The images."""
 
-    calibration: Path = Field(strict=False, description="folder of images that set the ranges")
+    calibration: Path = Field(description="folder of images that set the ranges")
     evaluation: Path | None = Field(
-        None, strict=False, description="folder of images for accuracy (default: calibration)"
+        None, description="folder of images for accuracy (default: calibration)"
     )
     labels: Literal["folders", "none"] = Field(
         "folders", description="`folders`: one folder a class; `none`: no labels"
     )
     classes: Path | None = Field(
         None,
-        strict=False,
         description="file, one class a line in the model's order (default: folder names, sorted)",
     )
     preprocess: Preprocess = Preprocess()
@@ -98,7 +100,7 @@ class FuseSection(Section):
     """Which batch norms are folded and which activations paired."""
 
     modules: Literal["auto"] | tuple[tuple[str, ...], ...] = Field(
-        "auto", strict=False, description="`auto`, or lists of module names to fuse"
+        "auto", description="`auto`, or lists of module names to fuse"
     )
 
 
@@ -107,7 +109,10 @@ class CalibrationSection(Section):
 
     images: Count = Field(512, description="at most so many, drawn evenly by `seed`")
     batch_size: Count = Field(8, description="images a worker takes at a time; no effect on results")
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    averaging: Share = Field(
+        0.01, description="weight of a new image in the observer `moving_average`"
+    )
 
 
 class ActivationScheme(Section):
@@ -115,11 +120,8 @@ class ActivationScheme(Section):
 
     observer: Literal[choices(ACTIVATION_OBSERVERS)] = "histogram"  # type: ignore[valid-type]
     scheme: Literal["affine", "symmetric"] = "affine"
-    percentile: Annotated[float, Field(gt=0.5, le=1), AfterValidator(_finite)] = Field(
+    percentile: UpperShare = Field(
         0.9999, description="share of values inside the range (observer `percentile`)"
-    )
-    averaging: Annotated[float, Field(gt=0, le=1), AfterValidator(_finite)] = Field(
-        0.01, description="weight of a new image (observer `moving_average`)"
     )
 
 
@@ -131,7 +133,7 @@ class WeightScheme(Section):
         None, description="default: per_channel, but per_tensor with observer `minmax`"
     )
     scheme: Literal["symmetric", "affine"] = "symmetric"
-    percentile: Annotated[float, Field(gt=0.5, le=1), AfterValidator(_finite)] = 0.9999
+    percentile: UpperShare = 0.9999
 
     @model_validator(mode="after")
     def _agree(self) -> WeightScheme:
@@ -172,14 +174,14 @@ class QuantizationSection(Section):
     isa: Isa = Field("vnni", description="the weakest CPU that the file must be right on")
     activations: ActivationScheme = ActivationScheme()
     weights: WeightScheme = WeightScheme()
-    layers: tuple[LayerRule, ...] = Field((), strict=False)
+    layers: tuple[LayerRule, ...] = Field(())
 
 
 class BenchmarkSection(Section):
     """What is timed."""
 
-    batch_sizes: tuple[Count, ...] = Field((1,), strict=False, min_length=1)
-    threads: tuple[Count | Literal["all"], ...] = Field((1, "all"), strict=False, min_length=1)
+    batch_sizes: tuple[Count, ...] = Field((1,), min_length=1)
+    threads: tuple[Count | Literal["all"], ...] = Field((1, "all"), min_length=1)
     seconds: Positive = Field(6.0, description="measuring time of each batch size and thread count")
 
 
@@ -206,7 +208,7 @@ class QConfig(Section):
     quantization: QuantizationSection = QuantizationSection()
     benchmark: BenchmarkSection = BenchmarkSection()
     budgets: BudgetSection = BudgetSection()
-    output: Path = Field(strict=False, description="folder of everything that is written")
+    output: Path = Field(description="folder of everything that is written")
 
     @property
     def evaluation(self) -> Path:

@@ -1,0 +1,1 @@
+"""Affine arithmetic, ranges, calibration, the plan, and its simulation and lowering."""

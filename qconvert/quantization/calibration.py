@@ -1,0 +1,137 @@
+"""Calibration: the distributions of every tensor that a plan may quantize, in one pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load as safetensors_load
+from safetensors.numpy import save as safetensors_save
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from qconvert.errors import ImageError
+from qconvert.images.folder import ImageSet
+from qconvert.images.stream import Progress, map_images, no_progress
+from qconvert.models.fusion import FusedModel
+from qconvert.models.graph import operator_name
+from qconvert.models.operators import is_tensor
+from qconvert.qconfig import Preprocess
+from qconvert.quantization.distribution import Distribution, Histogram, NotFiniteError, observe
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Distributions by the name of the graph's value; the same for any order of the images,
+    but for the moving average, which goes by sorted file name."""
+
+    images: int
+    tensors: dict[str, Distribution]
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file."""
+        arrays: dict[str, np.ndarray] = {}
+        scalars: dict[str, Any] = {}
+        for name, seen in self.tensors.items():
+            histogram = seen.histogram
+            arrays[f"{name}.counts"] = histogram.counts
+            arrays[f"{name}.channel_min"] = seen.channel_min
+            arrays[f"{name}.channel_max"] = seen.channel_max
+            scalars[name] = [
+                seen.minimum, seen.maximum, seen.average_min, seen.average_max,
+                histogram.exponent, histogram.first,
+            ]  # fmt: skip
+        metadata = {"images": str(self.images), "tensors": json.dumps(scalars)}
+        # safetensors writes its metadata in a random order: one entry has one order.
+        return safetensors_save(arrays, {"qconvert": json.dumps(metadata)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Calibration:
+        """Reads what `to_bytes` wrote."""
+        arrays = safetensors_load(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])["__metadata__"]
+        metadata = json.loads(header["qconvert"])
+        images = int(metadata["images"])
+        tensors = {}
+        for name, scalars in json.loads(metadata["tensors"]).items():
+            exponent, first = scalars[4:]
+            tensors[name] = Distribution(
+                images, *scalars[:4],
+                arrays[f"{name}.channel_min"], arrays[f"{name}.channel_max"],
+                Histogram(exponent, first, arrays[f"{name}.counts"]),
+            )  # fmt: skip
+        return cls(images, tensors)
+
+
+def observed_values(model: FusedModel) -> set[str]:
+    """The values that a plan may hold in int8: all tensors, but the inside of a pair."""
+    return {
+        node.name
+        for node in model.graph.graph.nodes
+        if node.op not in ("output", "get_attr") and is_tensor(node) and node.name not in model.pairs
+    }
+
+
+def calibrate(
+    model: FusedModel,
+    images: ImageSet,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    averaging: float,
+    progress: Progress = no_progress,
+) -> Calibration:
+    """Runs the images one by one and adds up the distributions.
+
+    Memory does not grow with the number of images, and the result does not depend on
+    `batch_size`, on threads, or (the moving average apart) on the order.
+
+    Raises ImageError naming the image whose tensors are not finite.
+    """
+    wanted = observed_values(model)
+    total: dict[str, Distribution] = {}
+
+    def run(x: Tensor) -> dict[str, Distribution] | str:
+        observing = _Observing(model, wanted)
+        try:
+            observing.run(x)
+        except NotFiniteError:
+            return observing.at
+        return observing.seen
+
+    results: Iterator[dict[str, Distribution] | str] = map_images(
+        run, images, preprocess, batch_size=batch_size, progress=progress
+    )
+    for path, seen in zip(images.files, results, strict=True):
+        if isinstance(seen, str):
+            raise ImageError(
+                f"the float model computes NaN or infinity in {seen} on this image",
+                where=str(path),
+                fix="remove the image, or correct the model or `data.preprocess`",
+            )
+        for name, distribution in seen.items():
+            before = total.get(name)
+            total[name] = before.merged(distribution, averaging) if before else distribution
+    return Calibration(len(images), {name: total[name] for name in sorted(total)})
+
+
+class _Observing(Interpreter):
+    """Runs the graph and observes the wanted values as they are computed."""
+
+    def __init__(self, model: FusedModel, wanted: set[str]) -> None:
+        super().__init__(model.graph)
+        self._wanted = wanted
+        self.seen: dict[str, Distribution] = {}
+        self.at = ""
+
+    def run_node(self, node: Node) -> Any:
+        value = super().run_node(node)
+        if node.name in self._wanted and isinstance(value, torch.Tensor):
+            self.at = operator_name(node)
+            self.seen[node.name] = observe(value)
+        return value

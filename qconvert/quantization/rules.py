@@ -1,0 +1,85 @@
+"""What the int8 kernels of torch can do, and where they are slower than float.
+
+Measured facts, each with its source, so that the same model gets the same plan on any machine.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from qconvert.models.operators import CONVOLUTIONS, TRANSPOSED, clip_bounds, shape_of
+
+INT8_WEIGHTED = (*CONVOLUTIONS, "linear")
+# Their result is held with the scale and zero point of their input.
+SAME_RANGE = ("relu", "clip", "max_pool2d", "avg_pool2d", "flatten", "reshape")
+# Their result has a range of its own; all inputs must be in int8.
+COMBINING = ("add", "cat")
+# Above so many channels the x86 engine hands depthwise convolutions to fbgemm.
+_FBGEMM_DEPTHWISE = 100
+_DIMENSIONS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}
+
+
+def why_impossible(graph: GraphModule, node: Node, kind: str) -> str | None:
+    """Why this version has no int8 operator for a node, or None when it has one."""
+    if kind in TRANSPOSED:
+        # torch refuses per-channel weights for them on x86 ("Per Channel Quantization is
+        # currently disabled for transposed conv"); per tensor they lose accuracy.
+        return "torch's int8 transposed convolutions take no per-channel weights"
+    if kind in INT8_WEIGHTED:
+        if node.op != "call_module":
+            return "its weight is not constant"
+        return _why_not_convolution(graph.get_submodule(str(node.target)), node, kind)
+    if kind == "add":
+        if len([a for a in node.args if isinstance(a, Node)]) != 2 or node.kwargs:
+            return "it adds a constant"
+        if shape_of(node.args[0]) != shape_of(node.args[1]):  # type: ignore[arg-type]
+            return "it broadcasts"
+    if kind == "clip" and clip_bounds(graph, node) is None:
+        return "its bounds are not two constants"
+    if kind in ("adaptive_avg_pool2d", "mean"):
+        return "an average over many 8-bit values has more than 8 bits: computed in float"
+    if kind in SAME_RANGE or kind in COMBINING:
+        return None
+    return f"this version has no int8 {kind}"
+
+
+def why_slow(graph: GraphModule, node: Node, kind: str) -> str | None:
+    """Why int8 would be slower than float for a node, or None.
+
+    fbgemm's depthwise kernels take 10 to 170 times as long when the channels are not a multiple
+    of 8 or the dilation is not 1 (measured at one thread: 116 channels, 14x14: 1,898 against 36
+    microseconds in float; 960 channels, dilation 2: 15,488 against 88).
+    """
+    if kind not in CONVOLUTIONS:
+        return None
+    module = graph.get_submodule(str(node.target))
+    if module.groups != module.in_channels or module.in_channels <= _FBGEMM_DEPTHWISE:
+        return None
+    if module.in_channels % 8:
+        return f"int8 depthwise kernels are slow with {module.in_channels} channels (not 8 n)"
+    if any(d != 1 for d in module.dilation):
+        return "int8 depthwise kernels are slow with a dilation"
+    return None
+
+
+def padding(module: nn.Module) -> list[int] | None:
+    """A convolution's padding of each axis, the same on both sides; None when it differs."""
+    if module.padding == "valid":
+        return [0] * len(module.kernel_size)
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return None if any(total % 2 for total in totals) else [total // 2 for total in totals]
+    return list(module.padding)
+
+
+def _why_not_convolution(module: nn.Module, node: Node, kind: str) -> str | None:
+    if kind == "linear":
+        return None
+    if module.padding_mode != "zeros":
+        return f"torch's int8 convolutions have no {module.padding_mode} padding"
+    if padding(module) is None:
+        return "torch's int8 convolutions pad both sides alike"
+    if len(shape_of(node)) != _DIMENSIONS[kind]:
+        return "its input has no batch axis"
+    return None
