@@ -222,3 +222,18 @@ def _missing_files(config: QConfig) -> list[str]:
     if config.output.exists() and not config.output.is_dir():
         facts.append(f"output: {config.output} is a file, not a folder")
     return facts
+
+
+def with_relative_paths(config: QConfig, base: Path) -> dict[str, Any]:
+    """Every setting as JSON values, with the paths relative to `base`: names no user's folders."""
+    tree = config.resolved()
+
+    def relative(text: str) -> str:
+        return Path(os.path.relpath(text, base)).as_posix()
+
+    for keys in PATH_KEYS:
+        _replace(tree, keys, relative)
+    file, colon, attribute = config.model.source.rpartition(":")
+    if file.endswith(".py"):
+        tree["model"]["source"] = relative(file) + colon + attribute
+    return tree

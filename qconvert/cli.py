@@ -1,0 +1,187 @@
+"""The commands: parse, call one step, show its outcome. The only place where an error becomes a
+message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qconvert import __version__
+from qconvert.errors import BUDGETS_MISSED, QConvertError
+
+if TYPE_CHECKING:
+    from qconvert.qconfig import QConfig
+    from qconvert.steps.outcome import Outcome
+
+app = typer.Typer(
+    name="qconvert",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 budgets missed, 2 usage or qconfig, 3 model or checkpoint, "
+    "4 images or labels, 5 not convertible or failed verification.",
+)
+
+QConfigPath = Annotated[Path, typer.Argument(metavar="QCONFIG", help="The YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as data.labels=none."),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Override the output folder.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no talk.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of every error.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run every step again.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version."),
+]
+
+
+@app.callback()
+def options(version: VersionOption = False) -> None:
+    """Turn a trained PyTorch image model into a verified int8 CPU model in TorchScript.
+
+    Each command reads the same qconfig, runs whatever earlier step is missing or stale, and may
+    be run alone: `qconvert benchmark QCONFIG` does the whole job.
+    """
+
+
+# The commands, in their order; each is a `run_NAME` of `steps/outcome.py`.
+_COMMANDS = {
+    "fuse": "Fold batch norms, pair activations, and prove the result equal to the original.",
+    "calibrate": "Stream the images once and keep the distribution of every tensor.",
+    "convert": "Choose ranges, plan, lower to int8, save TorchScript, verify in a fresh process.",
+    "benchmark": "Measure float against int8: latency, accuracy, size; judge the budgets.",
+}
+
+
+def _register(name: str, about: str) -> None:
+    @app.command(name=name, help=about)
+    def command(
+        qconfig: QConfigPath,
+        overrides: SetOption = None,
+        output: OutputOption = None,
+        as_json: JsonOption = False,
+        quiet: QuietOption = False,
+        debug: DebugOption = False,
+        force: ForceOption = False,
+    ) -> None:
+        _run(name, qconfig, overrides or [], output, as_json, quiet, debug, force)
+
+
+for _name, _about in _COMMANDS.items():
+    _register(_name, _about)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _run(
+    command: str,
+    path: Path,
+    overrides: list[str],
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    force: bool,
+) -> None:
+    from qconvert.qconfig_file import load
+
+    try:
+        config = load(path, overrides, output)
+        # Everything before this line answers without torch.
+        outcome = _outcome(command, config, path, quiet, force)
+    except QConvertError as error:
+        if debug:
+            traceback.print_exc()
+        from qconvert.console import Console
+
+        Console().error(error.title, str(error))
+        raise typer.Exit(error.exit_code) from None
+    _show(outcome, path, as_json, quiet)
+    if outcome.budgets_missed:
+        raise typer.Exit(BUDGETS_MISSED)
+
+
+def _outcome(
+    command: str, config: QConfig, path: Path, quiet: bool, force: bool
+) -> Outcome:
+    from qconvert.console import Console
+
+    console = Console(quiet)
+    console.say(f"qconvert {__version__} {command} {path}")
+    for line in _settings(config):
+        console.say(line)
+    with console.busy("importing torch"):
+        # torch logs hints about optional packages that a user cannot act on.
+        logging.getLogger("torch").setLevel(logging.ERROR)
+        from qconvert.steps import outcome
+        from qconvert.steps.session import Session
+    run: Callable[[Session], Outcome] = getattr(outcome, f"run_{command}")
+    return run(Session(config, path, console, force))
+
+
+def _settings(config: QConfig) -> list[str]:
+    """The resolved settings, a line a section."""
+    lines = []
+    for section, values in config.resolved().items():
+        if isinstance(values, dict):
+            shown = ", ".join(f"{k}={_short(v)}" for k, v in values.items() if v not in (None, []))
+        else:
+            shown = _short(values)
+        lines.append(f"  {section + ':':14}{shown}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        inner = (f"{k}={_short(v)}" for k, v in value.items() if v is not None)
+        return "{" + ", ".join(inner) + "}"
+    return json.dumps(value)
+
+
+def _show(outcome: Outcome, path: Path, as_json: bool, quiet: bool) -> None:
+    from qconvert.console import Console
+
+    console = Console(quiet)
+    if as_json:
+        console.raw(outcome.to_json())
+    else:
+        console.tables(outcome.tables)
+        for line in outcome.lines:
+            console.result(line)
+        for file in outcome.files:
+            console.result(f"wrote {file}")
+        if outcome.following:
+            console.result(f"next: qconvert {outcome.following} {path}")
+    for line in outcome.budgets_missed:
+        console.error("budget missed", line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Latency, accuracy and their statistics. Knows callables and images, nothing of quantization."""

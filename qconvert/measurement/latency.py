@@ -1,0 +1,161 @@
+"""Latency of TorchScript files, side by side, each thread count in a process of its own.
+
+The float model is measured in every form that PyTorch offers, and the fastest is what int8 is
+compared with. The forms take turns, round by round, so that a slower spell of the machine hits
+all of them, and ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from qconvert.errors import ConversionError
+from qconvert.images.stream import cores
+from qconvert.measurement.statistics import Interval, median
+
+# Large activations make glibc give memory back and fault it in again at every call, which slows
+# float more than int8: a speed-up measured without these flatters int8.
+_ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
+_SETTINGS = ("OMP_", "MKL_", "KMP_", "ONEDNN_", "FBGEMM_", "ATEN_CPU", "OPENBLAS_")
+# The middle half of the calls wider than this share of the median is not steady.
+_STEADY = 0.25
+
+
+class Timing(BaseModel):
+    """Calls of one model at one batch size and thread count, in seconds a call."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    form: str
+    calls: int
+    median_s: Interval
+    p90_s: float
+    p99_s: float
+    middle_half_s: tuple[float, float]
+    images_per_s: float
+
+
+class Latency(BaseModel):
+    """Float beside other models at one batch size and thread count.
+
+    `float_forms_s` has the median seconds of every form that float was tried in; `baseline` is the
+    fastest, measured again beside the others. `speedups` are float over the model, by model.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int
+    threads: int
+    baseline: Timing
+    models: dict[str, Timing]
+    speedups: dict[str, Interval]
+    float_forms_s: dict[str, float]
+    unsteady: tuple[str, ...]
+
+
+def measure(
+    float_file: Path,
+    files: dict[str, Path],
+    input_shape: Sequence[int],
+    *,
+    batch_sizes: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+) -> list[Latency]:
+    """Measures TorchScript files against `float_file`, `seconds` for each setting.
+
+    `input_shape` is that of one image, (1, channels, height, width).
+
+    Raises ConversionError when a file does not run.
+    """
+    results = []
+    for count in dict.fromkeys(threads):
+        job = {
+            "float": str(float_file),
+            "files": {name: str(path) for name, path in files.items()},
+            "shape": list(input_shape[1:]),
+            "batch_sizes": list(batch_sizes),
+            "threads": count,
+            "seconds": seconds,
+        }
+        for row in _run(job, count):
+            results.append(_latency(row, count))
+    return results
+
+
+def thread_counts(asked: Sequence[int | str]) -> list[int]:
+    """Numbers of threads without repeats; `all` is every core that this process may use."""
+    return list(dict.fromkeys(cores() if count == "all" else int(count) for count in asked))
+
+
+def _run(job: dict[str, object], threads: int) -> list[dict]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
+    environment |= _ALLOCATOR | {"OMP_NUM_THREADS": str(threads)}
+    result = subprocess.run(
+        [sys.executable, "-m", "qconvert.measurement.latency_worker"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if result.returncode != 0:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        raise ConversionError(
+            f"the models do not run side by side: {lines[-1] if lines else 'the process died'}",
+            where="benchmark",
+        )
+    rows: list[dict] = json.loads(result.stdout.splitlines()[-1])
+    return rows
+
+
+def _latency(row: dict, threads: int) -> Latency:
+    batch = row["batch_size"]
+    float_s = np.array(row["calls_s"]["float"])
+    timings = {
+        name: _timing(name, row["forms"][name], np.array(calls), batch)
+        for name, calls in row["calls_s"].items()
+    }
+    speedups = {
+        name: median(float_s / np.array(calls))
+        for name, calls in row["calls_s"].items()
+        if name != "float"
+    }
+    unsteady = tuple(
+        name
+        for name, t in timings.items()
+        if t.middle_half_s[1] - t.middle_half_s[0] > _STEADY * t.median_s.value
+    )
+    return Latency(
+        batch_size=batch,
+        threads=threads,
+        baseline=timings.pop("float"),
+        models=timings,
+        speedups=speedups,
+        float_forms_s=row["float_forms_s"],
+        unsteady=unsteady,
+    )
+
+
+def _timing(name: str, form: str, calls_s: np.ndarray, batch: int) -> Timing:
+    p25, p90, p75, p99 = np.quantile(calls_s, [0.25, 0.9, 0.75, 0.99])
+    middle = median(calls_s)
+    return Timing(
+        model=name,
+        form=form,
+        calls=len(calls_s),
+        median_s=middle,
+        p90_s=float(p90),
+        p99_s=float(p99),
+        middle_half_s=(float(p25), float(p75)),
+        images_per_s=batch / middle.value,
+    )

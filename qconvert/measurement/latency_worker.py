@@ -1,0 +1,91 @@
+"""The process that `latency.measure` starts: a job as JSON on stdin, timings as JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qconvert import torchscript
+
+Model = Callable[[Tensor], Tensor]
+_WARM_UP_CALLS = 5
+_FEWEST_ROUNDS = 11
+# The share of the time that chooses the fastest float form.
+_CHOOSING = 0.35
+
+
+def main() -> None:
+    """Reads the job, measures each batch size, prints the rows."""
+    job = json.load(sys.stdin)
+    torch.set_num_threads(job["threads"])
+    float_forms = _float_forms(Path(job["float"]))
+    others = {name: torchscript.load(Path(path)) for name, path in job["files"].items()}
+    with torch.inference_mode():
+        rows = [
+            _measure(float_forms, others, torch.rand(batch, *job["shape"]), job["seconds"])
+            for batch in job["batch_sizes"]
+        ]
+    print(json.dumps(rows))
+
+
+def _float_forms(path: Path) -> dict[str, Model]:
+    """The float model as traced, frozen and optimized, in both memory layouts."""
+    forms: dict[str, Model] = {}
+    for name, prepare in (
+        ("traced", lambda module: module),
+        ("frozen", torchscript.freeze),
+        ("optimize_for_inference", torchscript.optimize_for_inference),
+    ):
+        forms[name] = prepare(torchscript.load(path))
+        module = torchscript.load(path).to(memory_format=torch.channels_last)
+        forms[f"{name}, channels last"] = _channels_last(prepare(module))
+    return forms
+
+
+def _channels_last(model: Model) -> Model:
+    def run(x: Tensor) -> Tensor:
+        return model(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+
+    return run
+
+
+def _measure(float_forms: dict[str, Model], others: dict[str, Model], x: Tensor, seconds: float) -> dict:
+    tried = _rounds(float_forms, x, seconds * _CHOOSING)
+    medians = {name: sorted(calls)[len(calls) // 2] for name, calls in tried.items()}
+    fastest = min(medians, key=lambda name: medians[name])
+    models = {"float": float_forms[fastest], **others}
+    return {
+        "batch_size": len(x),
+        "float_forms_s": medians,
+        "forms": {"float": fastest, **{name: "as saved" for name in others}},
+        "calls_s": _rounds(models, x, seconds * (1 - _CHOOSING)),
+    }
+
+
+def _rounds(models: dict[str, Model], x: Tensor, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each call; the models take turns, and the order turns round every time."""
+    for model in models.values():
+        for _ in range(_WARM_UP_CALLS):
+            model(x)
+    calls: dict[str, list[float]] = {name: [] for name in models}
+    order = list(models)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(calls[order[0]]) < _FEWEST_ROUNDS:
+        order.reverse()
+        for name in order:
+            # The call before a timed one is the same model's: caches are its own.
+            models[name](x)
+            start = time.perf_counter()
+            models[name](x)
+            calls[name].append(time.perf_counter() - start)
+    return calls
+
+
+if __name__ == "__main__":
+    main()

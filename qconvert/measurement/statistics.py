@@ -1,0 +1,49 @@
+"""Figures with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+CONFIDENCE = 0.95
+_RESAMPLES = 1000
+
+
+class Interval(BaseModel):
+    """A figure and its 95 % interval, in the figure's own unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float
+    low: float
+    high: float
+
+
+def proportion(hits: int, total: int) -> Interval:
+    """A share with its Wilson score interval (Wilson 1927).
+
+    >>> share = proportion(90, 100)
+    >>> round(share.low, 3), share.value, round(share.high, 3)
+    (0.826, 0.9, 0.945)
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(value=hits / total, low=float(interval.low), high=float(interval.high))
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], rows: np.ndarray) -> Interval:
+    """A statistic of rows with its percentile bootstrap interval; seeded."""
+    generator = np.random.default_rng(0)
+    draws = [
+        statistic(rows[generator.integers(0, len(rows), len(rows))]) for _ in range(_RESAMPLES)
+    ]
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value=float(statistic(rows)), low=float(low), high=float(high))
+
+
+def median(values: np.ndarray) -> Interval:
+    """The median of measurements with the bootstrap interval of the median."""
+    return bootstrap(lambda rows: float(np.median(rows)), np.asarray(values, dtype=np.float64))

@@ -1,0 +1,116 @@
+"""What a benchmark found, as one record; every format is made from it (`docs/report.md`)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from qconvert.measurement.accuracy import Comparison
+from qconvert.measurement.environment import Environment
+from qconvert.measurement.latency import Latency
+from qconvert.qconfig import BudgetSection
+
+VERSION = 1
+
+
+class Record(BaseModel):
+    """Frozen, and strict about its keys when it is read back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Size(Record):
+    """Files on disk, in bytes; `ratio` is int8 over float."""
+
+    float_bytes: int
+    int8_bytes: int
+    ratio: float
+
+
+class FloatOperator(Record):
+    """An operator that stays in float, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+class Int8Share(Record):
+    """What the file computes in int8, counted on its graph; multiply-accumulates of one image."""
+
+    int8_operators: int
+    float_operators: int
+    boundaries: int
+    int8_macs: int
+    macs: int
+    int8_macs_share: float
+    in_float: tuple[FloatOperator, ...]
+
+
+class Budget(Record):
+    """One limit of the qconfig beside what was measured. None was not measurable: not met."""
+
+    name: str
+    limit: float
+    found: float | None
+    met: bool
+
+
+class Report(Record):
+    """Everything that a benchmark found. Times are seconds, sizes bytes, shares fractions."""
+
+    version: Literal[1] = VERSION
+    name: str
+    created: str
+    environment: Environment
+    verdict: Literal["all budgets met", "budgets missed", "no budgets set"]
+    budgets: tuple[Budget, ...]
+    accuracy: Comparison
+    latency: tuple[Latency, ...]
+    size: Size
+    coverage: Int8Share
+    notes: tuple[str, ...]
+    files: dict[str, str]
+    qconfig: dict[str, Any]
+
+
+def check_budgets(
+    limits: BudgetSection,
+    accuracy: Comparison,
+    latency: Latency,
+    size: Size,
+    coverage: Int8Share,
+) -> tuple[Budget, ...]:
+    """Judges the budgets that are set; `latency` is the first batch size and thread count."""
+    speedup = latency.speedups["int8"].value
+    agreement = accuracy.agreement.value if accuracy.agreement else None
+    # Name, limit, found, and whether the limit is the most that is allowed.
+    rows = (
+        ("max_accuracy_drop", limits.max_accuracy_drop, accuracy.top1_drop, True),
+        ("min_agreement", limits.min_agreement, agreement, False),
+        ("min_speedup", limits.min_speedup, speedup, False),
+        ("max_size_ratio", limits.max_size_ratio, size.ratio, True),
+        ("min_int8_macs", limits.min_int8_macs, coverage.int8_macs_share, False),
+    )
+    return tuple(
+        Budget(name=name, limit=limit, found=found, met=_met(limit, found, is_most))
+        for name, limit, found, is_most in rows
+        if limit is not None
+    )
+
+
+def verdict(budgets: tuple[Budget, ...]) -> Literal[
+    "all budgets met", "budgets missed", "no budgets set"
+]:
+    """The budgets in words."""
+    if not budgets:
+        return "no budgets set"
+    return "all budgets met" if all(b.met for b in budgets) else "budgets missed"
+
+
+def _met(limit: float, found: float | None, is_most: bool) -> bool:
+    if found is None:
+        return False
+    # A drop of 0.003 computed from 2000 images is 0.0030000000000000027.
+    return found <= limit + 1e-9 if is_most else found >= limit - 1e-9

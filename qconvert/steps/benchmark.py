@@ -1,0 +1,117 @@
+"""benchmark: the report, judged against the budgets."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from qconvert import torchscript
+from qconvert.measurement.accuracy import Comparison
+from qconvert.measurement.environment import here
+from qconvert.measurement.latency import Latency, measure, thread_counts
+from qconvert.qconfig_file import with_relative_paths
+from qconvert.reports.markdown import to_markdown
+from qconvert.reports.record import (
+    FloatOperator,
+    Int8Share,
+    Report,
+    Size,
+    check_budgets,
+    verdict,
+)
+from qconvert.steps.convert import INT8, judge, make_int8
+from qconvert.steps.fuse import FLOAT
+from qconvert.steps.session import Session
+from qconvert.workspace import write_atomically
+
+JSON = "report.json"
+MARKDOWN = "report.md"
+
+
+def make_report(session: Session) -> Report:
+    """Measures the converted model (converting first what is not) and writes the report."""
+    converted = make_int8(session)
+    workspace, config = session.workspace, session.config
+    int8 = torchscript.load(workspace.path(INT8))
+    accuracy = judge(session, int8, "measuring accuracy of the file")
+    with session.voice.busy("measuring latency"):
+        latency = measure(
+            workspace.path(FLOAT),
+            {"int8": workspace.path(INT8)},
+            session.shape,
+            batch_sizes=config.benchmark.batch_sizes,
+            threads=thread_counts(config.benchmark.threads),
+            seconds=config.benchmark.seconds,
+        )
+    size, coverage = size_of(converted), coverage_of(converted)
+    budgets = check_budgets(config.budgets, accuracy, latency[0], size, coverage)
+    report = Report(
+        name=session.config_path.stem,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        environment=here(),
+        verdict=verdict(budgets),
+        budgets=budgets,
+        accuracy=accuracy,
+        latency=tuple(latency),
+        size=size,
+        coverage=coverage,
+        notes=tuple(notes(session, accuracy, latency)),
+        files=converted["files"],
+        qconfig=with_relative_paths(config, session.config_path.resolve().parent),
+    )
+    write_atomically(workspace.path(JSON), (report.model_dump_json(indent=2) + "\n").encode())
+    write_atomically(workspace.path(MARKDOWN), to_markdown(report).encode())
+    return report
+
+
+def size_of(converted: dict[str, Any]) -> Size:
+    """The sizes in a record of `convert`."""
+    float_bytes, int8_bytes = (converted["size_bytes"][name] for name in (FLOAT, INT8))
+    return Size(float_bytes=float_bytes, int8_bytes=int8_bytes, ratio=int8_bytes / float_bytes)
+
+
+def coverage_of(converted: dict[str, Any]) -> Int8Share:
+    """The coverage in a record of `convert`."""
+    found = dict(converted["coverage"])
+    found.pop("operators")
+    return Int8Share(
+        **found,
+        int8_macs_share=found["int8_macs"] / found["macs"] if found["macs"] else 0.0,
+        in_float=tuple(FloatOperator(**o) for o in converted["float_operators"]),
+    )
+
+
+def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> list[str]:
+    """What a reader must know to trust the figures."""
+    found = []
+    if session.judged_on_calibration_images:
+        found.append(
+            "Accuracy was measured on the calibration images: set `data.evaluation` to others."
+        )
+    if accuracy.top1 is None:
+        found.append("There are no labels: agreement with float stands in for accuracy.")
+    if not here().vnni and session.config.quantization.isa == "vnni":
+        found.append("This CPU has no VNNI and the file is made for CPUs that have it.")
+    found.extend(_busy(latency))
+    return found
+
+
+def _busy(latency: list[Latency]) -> list[str]:
+    """More threads that are slower, or figures that scatter, are the machine's, not the model's."""
+    found = []
+    for row in latency:
+        if row.unsteady:
+            found.append(
+                f"Latency of {', '.join(row.unsteady)} at batch {row.batch_size}, {row.threads} "
+                "threads scatters by more than a quarter: the machine was busy; measure again."
+            )
+        single = [r for r in latency if r.batch_size == row.batch_size and r.threads == 1]
+        if single and row.threads > 1:
+            for name, timing in {"float": row.baseline, **row.models}.items():
+                alone = {"float": single[0].baseline, **single[0].models}[name]
+                if timing.median_s.value > 1.5 * alone.median_s.value:
+                    found.append(
+                        f"{name} is slower with {row.threads} threads than with one: the cores "
+                        "are shared with other work, and this figure is not the model's."
+                    )
+    return found

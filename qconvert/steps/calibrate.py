@@ -1,0 +1,71 @@
+"""calibrate: streams the images once and keeps the distribution of every tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qconvert.quantization.calibration import Calibration, calibrate
+from qconvert.quantization.distribution import BINS, SAMPLED
+from qconvert.steps.fuse import FUSED, check_same_weights, make_fused
+from qconvert.steps.session import Session
+from qconvert.workspace import digest, write_atomically
+
+RECORD = "calibration.json"
+DISTRIBUTIONS = "calibration.safetensors"
+
+
+def make_calibration(session: Session) -> dict[str, Any]:
+    """Writes `calibration.safetensors` and `calibration.json`, unless fresh."""
+    fused_record = make_fused(session)
+    workspace = session.workspace
+    key = _key(session, fused_record)
+    if session.is_fresh("calibrate", workspace.why_stale(RECORD, lambda _: key)):
+        record = workspace.read(RECORD)
+        if record is not None:
+            return record
+    check_same_weights(session, fused_record)
+    section = session.config.calibration
+    with session.voice.progress("calibrating") as progress:
+        result = calibrate(
+            session.fused,
+            session.calibration_images,
+            session.config.data.preprocess,
+            batch_size=section.batch_size,
+            averaging=section.averaging,
+            progress=progress,
+        )
+    write_atomically(workspace.path(DISTRIBUTIONS), result.to_bytes())
+    content = {
+        "images": result.images,
+        "images_digest": session.calibration_images.digest,
+        "tensors": {
+            name: {
+                "minimum": seen.minimum,
+                "maximum": seen.maximum,
+                "average_minimum": seen.average_min,
+                "average_maximum": seen.average_max,
+                "counted": int(seen.histogram.counts.sum()),
+            }
+            for name, seen in result.tensors.items()
+        },
+    }
+    return workspace.write_record(RECORD, key, (DISTRIBUTIONS,), content)
+
+
+def read_calibration(session: Session) -> Calibration:
+    """The distributions that `make_calibration` wrote."""
+    return Calibration.from_bytes(session.workspace.path(DISTRIBUTIONS).read_bytes())
+
+
+def _key(session: Session, fused_record: dict[str, Any]) -> str:
+    section = session.config.calibration.model_dump(mode="json", exclude={"batch_size"})
+    return digest(
+        {
+            "versions": session.versions,
+            "fused": fused_record["files"][FUSED],
+            "calibration": section,
+            "images": session.calibration_images.digest,
+            "preprocess": session.config.data.preprocess.model_dump(mode="json"),
+            "histogram": [BINS, SAMPLED],
+        }
+    )

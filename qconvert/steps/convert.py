@@ -1,0 +1,201 @@
+"""convert: ranges, plan, int8, TorchScript; then the proof of the file in a fresh process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qconvert import torchscript
+from qconvert.errors import ConversionError
+from qconvert.measurement.accuracy import Comparison, check_classes, compare, outputs
+from qconvert.measurement.environment import here
+from qconvert.qconfig_file import with_relative_paths
+from qconvert.quantization.lowering.backend import lower
+from qconvert.quantization.lowering.classic import ClassicBackend
+from qconvert.quantization.lowering.coverage import Coverage, check_against_plan, count
+from qconvert.quantization.lowering.simulated import SimulatedBackend
+from qconvert.quantization.lowering.verification import Verification, verify
+from qconvert.quantization.plan import Plan
+from qconvert.quantization.planning import make_plan
+from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calibration
+from qconvert.steps.fuse import FLOAT, FUSED, RECORD as FUSE_RECORD, check_same_weights
+from qconvert.steps.session import Session
+from qconvert.workspace import digest, file_digest, write_atomically
+
+RECORD = "convert.json"
+PLAN = "plan.json"
+INT8 = "model.int8.pt"
+MANIFEST = "manifest.json"
+# How far below the plan's simulation the file's SQNR may be, in dB: rounding ties of the kernels
+# go other ways, and deep networks amplify them; a wrong kernel costs far more.
+_PREDICTION_TOLERANCE_DB = 6.0
+
+
+def make_int8(session: Session) -> dict[str, Any]:
+    """Writes `plan.json`, `model.int8.pt` and `convert.json`, unless fresh.
+
+    Raises ConversionError when the file fails its verification; it is not kept then.
+    """
+    calibration_record = make_calibration(session)
+    workspace = session.workspace
+    fused_record = workspace.read(FUSE_RECORD) or {}
+    key = _key(session, fused_record, calibration_record)
+    if session.is_fresh("convert", workspace.why_stale(RECORD, lambda _: key)):
+        record = workspace.read(RECORD)
+        if record is not None:
+            return record
+    check_same_weights(session, fused_record)
+    _check_cpu(session)
+    plan = planned(session)
+    with session.voice.busy("lowering to int8"):
+        model = lower(session.fused, plan, ClassicBackend())
+        with torchscript.quiet():
+            script = torchscript.freeze(torchscript.trace(model, session.example))
+    _check_prediction(session, plan, script)
+    accuracy = judge(session, script, "measuring int8 accuracy")
+    manifest = _manifest(session, plan, fused_record, accuracy)
+    content = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
+    coverage, verification = _proved(session, content, model, plan)
+    write_atomically(workspace.path(PLAN), plan.to_json().encode())
+    write_atomically(workspace.path(INT8), content)
+    return workspace.write_record(
+        RECORD,
+        key,
+        (PLAN, INT8),
+        {
+            "plan": plan.digest(),
+            "coverage": coverage.model_dump(mode="json"),
+            "verification": verification.model_dump(mode="json"),
+            "accuracy": accuracy.model_dump(mode="json"),
+            "size_bytes": {name: workspace.path(name).stat().st_size for name in (FLOAT, INT8)},
+            "float_operators": [
+                {"name": o.name, "kind": o.kind, "reason": o.reason}
+                for o in plan.operators
+                if o.precision == "float32"
+            ],
+        },
+    )
+
+
+def planned(session: Session) -> Plan:
+    """Today's plan; without calibration there is none."""
+    return make_plan(session.fused, read_calibration(session), session.config.quantization)
+
+
+def judge(session: Session, model: Callable[[Tensor], Tensor], title: str) -> Comparison:
+    """A model's accuracy beside the float model's, on the evaluation images."""
+    original = torchscript.freeze(torchscript.load(session.workspace.path(FLOAT)))
+    with torch.inference_mode():
+        result = original(session.example)
+    if result.dim() == 2:
+        check_classes(session.evaluation_images, result.shape[1])
+    with session.voice.progress(title) as progress:
+        found = outputs(
+            {"float": original, "model": model},
+            session.evaluation_images,
+            session.config.data.preprocess,
+            batch_size=session.config.calibration.batch_size,
+            progress=progress,
+        )
+    return compare(found["float"], found["model"], session.evaluation_images)
+
+
+def simulate(session: Session, plan: Plan) -> Callable[[Tensor], Tensor]:
+    """The model that the plan predicts, in float arithmetic."""
+    return lower(session.fused, plan, SimulatedBackend())
+
+
+def _check_cpu(session: Session) -> None:
+    if session.config.quantization.isa == "vnni" and not here().vnni:
+        session.voice.say(
+            "convert: this CPU has no VNNI, on which 8-bit sums can overflow: accuracy measured "
+            "here is not that of a CPU with VNNI. For CPUs like this one: --set "
+            "quantization.isa=portable"
+        )
+
+
+def _check_prediction(session: Session, plan: Plan, model: Callable[[Tensor], Tensor]) -> None:
+    """The file must be as near to float as the plan says, or an operator computes wrongly."""
+    images = session.proof_images
+    with torch.inference_mode():
+        reference = session.fused.graph(images).double()
+        errors = [
+            (m(images).double() - reference).square().sum().item()
+            for m in (simulate(session, plan), model)
+        ]
+    signal = reference.square().sum().item()
+    predicted, found = (10 * np.log10(signal / max(error, 1e-12 * signal, 1e-300)) for error in errors)
+    if found < predicted - _PREDICTION_TOLERANCE_DB and found < 40:
+        raise ConversionError(
+            f"the int8 model has {found:.1f} dB of SQNR where its plan predicts {predicted:.1f}: "
+            "an operator computes something else",
+            where="verification",
+            fix="report this with the model; `precision: float32` for layers works around",
+        )
+
+
+def _manifest(
+    session: Session, plan: Plan, fused_record: dict[str, Any], accuracy: Comparison
+) -> dict[str, Any]:
+    config = session.config
+    checkpoint = config.model.checkpoint
+    environment = here()
+    return {
+        "version": 1,
+        "made_with": {**session.versions, "python": environment.python},
+        "isa": plan.isa,
+        "verified_on": {"cpu": environment.cpu, "vnni": environment.vnni},
+        "input": {"shape": [None, *session.shape[1:]], "dtype": "float32"},
+        "preprocess": config.data.preprocess.model_dump(mode="json"),
+        "classes": session.evaluation_images.classes,
+        "digests": {
+            "checkpoint": file_digest(checkpoint) if checkpoint else None,
+            "float_model": fused_record["files"][FLOAT],
+            "fused_model": fused_record["files"][FUSED],
+            "calibration_images": session.calibration_images.digest,
+            "evaluation_images": session.evaluation_images.digest,
+            "plan": plan.digest(),
+        },
+        "accuracy": accuracy.model_dump(mode="json"),
+        "int8_macs": plan.int8_macs,
+        "qconfig": with_relative_paths(config, session.config_path.resolve().parent),
+    }
+
+
+def _proved(
+    session: Session, content: bytes, model: Callable[[Tensor], Tensor], plan: Plan
+) -> tuple[Coverage, Verification]:
+    """Coverage and verification of the file that is about to be written."""
+    candidate = session.workspace.path(f".{INT8}.candidate")
+    try:
+        write_atomically(candidate, content)
+        with session.voice.busy("verifying the file in a fresh process"):
+            verification = verify(Path(candidate), model, session.proof_images)
+        coverage = count(torchscript.load(content), session.example)
+        check_against_plan(coverage, plan)
+    finally:
+        candidate.unlink(missing_ok=True)
+    return coverage, verification
+
+
+def _key(
+    session: Session, fused_record: dict[str, Any], calibration_record: dict[str, Any]
+) -> str:
+    config = session.config
+    return digest(
+        {
+            "versions": session.versions,
+            "vnni": here().vnni,
+            "fused": fused_record["files"][FUSED],
+            "calibration": calibration_record["files"][DISTRIBUTIONS],
+            "quantization": config.quantization.model_dump(mode="json"),
+            "evaluation": session.evaluation_images.digest,
+            "preprocess": config.data.preprocess.model_dump(mode="json"),
+        }
+    )

@@ -1,0 +1,178 @@
+"""What a command ends with: figures against float, files, the next command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+from qconvert import torchscript
+from qconvert.measurement.accuracy import Comparison
+from qconvert.measurement.latency import Latency, measure
+from qconvert.reports.record import Report
+from qconvert.reports.tables import Table, accuracy_table, all_tables, latency_tables, megabytes
+from qconvert.steps import benchmark as benchmark_step
+from qconvert.steps import calibrate as calibrate_step
+from qconvert.steps import convert as convert_step
+from qconvert.steps import fuse as fuse_step
+from qconvert.steps.session import Session
+
+# Measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
+_QUICK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One command's result, to be shown or printed as JSON."""
+
+    command: str
+    lines: tuple[str, ...]
+    tables: tuple[Table, ...]
+    files: tuple[Path, ...]
+    following: str | None
+    data: dict[str, Any]
+    budgets_missed: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """The record, the figures and the files."""
+        files = [str(path) for path in self.files]
+        return json.dumps({"command": self.command, "files": files, **self.data}, indent=2)
+
+
+def run_fuse(session: Session) -> Outcome:
+    """Fuses, then measures the fused model."""
+    record = fuse_step.make_fused(session)
+    path = session.workspace.path(fuse_step.FUSED)
+    accuracy = convert_step.judge(session, torchscript.load(path), "measuring accuracy")
+    latency = _quick_latency(session, {"fused": path})
+    refused = tuple(f"not fused: {r['operator']}: {r['reason']}" for r in record["refused"])
+    pairs = Table(
+        "Fused",
+        ("operators", "became"),
+        tuple((" + ".join(names), names[0]) for names in _groups(record)),
+    )
+    lines = (
+        f"{len(record['folded'])} batch norms folded, {len(record['paired'])} activations paired",
+        f"largest difference from the original on {len(session.proof_images)} real images: "
+        f"{record['largest_difference']:.1e} of the largest output "
+        f"(tolerance {record['tolerance']:.0e})",
+        *refused,
+    )
+    names = (fuse_step.FLOAT, fuse_step.FUSED, fuse_step.RECORD)
+    tables = (pairs, accuracy_table(accuracy, "fused"), *latency_tables(latency))
+    return _outcome(session, "fuse", lines, tables, names, "calibrate", record, accuracy, latency)
+
+
+def run_calibrate(session: Session) -> Outcome:
+    """Calibrates, then simulates the plan that the ranges give."""
+    record = calibrate_step.make_calibration(session)
+    plan = convert_step.planned(session)
+    simulated = convert_step.simulate(session, plan)
+    accuracy = convert_step.judge(session, simulated, "simulating int8 accuracy")
+    latency = _quick_latency(session, {})
+    lines = (
+        f"{record['images']} images, {len(record['tensors'])} tensors, observer "
+        f"{session.config.quantization.activations.observer}",
+        f"planned: {plan.int8_macs:.2%} of multiply-accumulates in int8",
+    )
+    names = (calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD)
+    tables = (accuracy_table(accuracy, "int8, simulated"), *latency_tables(latency))
+    return _outcome(
+        session, "calibrate", lines, tables, names, "convert", record, accuracy, latency
+    )
+
+
+def run_convert(session: Session) -> Outcome:
+    """Converts, then times the file."""
+    record = convert_step.make_int8(session)
+    accuracy = Comparison.model_validate(record["accuracy"])
+    int8 = session.workspace.path(convert_step.INT8)
+    latency = _quick_latency(session, {"int8": int8})
+    size = benchmark_step.size_of(record)
+    coverage = benchmark_step.coverage_of(record)
+    verification = record["verification"]
+    lines = (
+        f"{megabytes(size.int8_bytes)}, {size.ratio:.3f} of float; "
+        f"{coverage.int8_macs_share:.2%} of multiply-accumulates in int8",
+        f"verified in a fresh process at batch sizes "
+        f"{' and '.join(map(str, verification['batch_sizes']))}: largest difference "
+        f"{verification['largest_difference']:.1e} of the largest output",
+        *(f"in float: {o.name} ({o.kind}): {o.reason}" for o in coverage.in_float),
+        *benchmark_step.notes(session, accuracy, latency),
+    )
+    names = (convert_step.PLAN, convert_step.INT8, convert_step.RECORD)
+    tables = (accuracy_table(accuracy, "int8"), *latency_tables(latency))
+    return _outcome(
+        session, "convert", lines, tables, names, "benchmark", record, accuracy, latency
+    )
+
+
+def run_benchmark(session: Session) -> Outcome:
+    """Measures everything and judges the budgets."""
+    report: Report = benchmark_step.make_report(session)
+    missed = tuple(
+        f"{b.name}: {'not measurable' if b.found is None else f'{b.found:.4f}'}, "
+        f"the budget is {b.limit:g}"
+        for b in report.budgets
+        if not b.met
+    )
+    lines = (f"verdict: {report.verdict}", *report.notes)
+    names = (convert_step.INT8, benchmark_step.JSON, benchmark_step.MARKDOWN)
+    return Outcome(
+        "benchmark",
+        lines,
+        tuple(all_tables(report)),
+        tuple(session.workspace.path(name) for name in names),
+        None,
+        report.model_dump(mode="json"),
+        missed,
+    )
+
+
+def _quick_latency(session: Session, files: dict[str, Path]) -> list[Latency]:
+    with session.voice.busy("measuring latency at batch 1, one thread"):
+        return measure(
+            session.workspace.path(fuse_step.FLOAT),
+            files,
+            session.shape,
+            batch_sizes=[1],
+            threads=[1],
+            seconds=_QUICK_SECONDS,
+        )
+
+
+def _outcome(
+    session: Session,
+    command: str,
+    lines: Sequence[str],
+    tables: Sequence[Table],
+    names: Sequence[str],
+    following: str,
+    record: dict[str, Any],
+    accuracy: Comparison,
+    latency: Sequence[Latency],
+) -> Outcome:
+    figures = {
+        "accuracy": accuracy.model_dump(mode="json"),
+        "latency": [row.model_dump(mode="json") for row in latency],
+    }
+    return Outcome(
+        command,
+        tuple(lines),
+        tuple(tables),
+        tuple(session.workspace.path(name) for name in names),
+        following,
+        {"record": record, **figures},
+    )
+
+
+def _groups(record: dict[str, Any]) -> list[list[str]]:
+    """Folded and paired operators, each layer once."""
+    paired_layers = {names[0] for names in record["paired"]}
+    folded_only = [names for names in record["folded"] if names[0] not in paired_layers]
+    return [*record["paired"], *folded_only]
+
+
