@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,8 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as data.labels=none."),
 ]
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Override the output folder.")
+    Path | None,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Override the output folder."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no talk.")]
@@ -126,9 +126,7 @@ def _run(
         raise typer.Exit(BUDGETS_MISSED)
 
 
-def _outcome(
-    command: str, config: QConfig, path: Path, quiet: bool, force: bool
-) -> Outcome:
+def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool) -> Outcome:
     from qconvert.console import Console
 
     console = Console(quiet)
@@ -184,4 +182,4 @@ def _show(outcome: Outcome, path: Path, as_json: bool, quiet: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -46,9 +46,7 @@ class ModelSection(Section):
         description="`torchvision:NAME`, `package.module:callable` or `path/to/file.py:callable`"
     )
     kwargs: dict[str, Any] = Field({}, description="keyword arguments of the source")
-    checkpoint: Path | None = Field(
-        None, description="state_dict: `.pt`, `.pth` or `.safetensors`"
-    )
+    checkpoint: Path | None = Field(None, description="state_dict: `.pt`, `.pth` or `.safetensors`")
     checkpoint_key: str | None = Field(
         None, description="dotted key of the state_dict inside the checkpoint (default: found)"
     )
@@ -64,10 +62,10 @@ class Preprocess(Section):
     crop: Size | tuple[Size, Size] | None = Field(
         None, description="centre crop in pixels: a side, or [height, width]"
     )
-    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    mean: tuple[Finite, ...] = Field(
-        (0.0,), description="subtracted from pixels in 0 to 1"
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = Field(
+        "bilinear", description="of `resize`, with antialiasing"
     )
+    mean: tuple[Finite, ...] = Field((0.0,), description="subtracted from pixels in 0 to 1")
     std: tuple[Positive, ...] = Field((1.0,), description="divides after the mean")
 
     @model_validator(mode="after")
@@ -108,8 +106,10 @@ class CalibrationSection(Section):
     """How many images set the ranges."""
 
     images: Count = Field(512, description="at most so many, drawn evenly by `seed`")
-    batch_size: Count = Field(8, description="images a worker takes at a time; no effect on results")
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    batch_size: Count = Field(
+        8, description="images a worker takes at a time; no effect on results"
+    )
+    seed: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="draws the images")
     averaging: Share = Field(
         0.01, description="weight of a new image in the observer `moving_average`"
     )
@@ -118,8 +118,12 @@ class CalibrationSection(Section):
 class ActivationScheme(Section):
     """How the ranges of activations are chosen (quint8, per tensor)."""
 
-    observer: Literal[choices(ACTIVATION_OBSERVERS)] = "histogram"  # type: ignore[valid-type]
-    scheme: Literal["affine", "symmetric"] = "affine"
+    observer: Literal[choices(ACTIVATION_OBSERVERS)] = Field(  # type: ignore[valid-type]
+        "histogram", description="see below"
+    )
+    scheme: Literal["affine", "symmetric"] = Field(
+        "affine", description="symmetric: zero is 128, with equal steps to both sides"
+    )
     percentile: UpperShare = Field(
         0.9999, description="share of values inside the range (observer `percentile`)"
     )
@@ -128,12 +132,18 @@ class ActivationScheme(Section):
 class WeightScheme(Section):
     """How the ranges of weights are chosen (qint8)."""
 
-    observer: Literal[choices(WEIGHT_OBSERVERS)] = "per_channel_minmax"  # type: ignore[valid-type]
+    observer: Literal[choices(WEIGHT_OBSERVERS)] = Field(  # type: ignore[valid-type]
+        "per_channel_minmax", description="see below"
+    )
     granularity: Literal["per_channel", "per_tensor"] | None = Field(
         None, description="default: per_channel, but per_tensor with observer `minmax`"
     )
-    scheme: Literal["symmetric", "affine"] = "symmetric"
-    percentile: UpperShare = 0.9999
+    scheme: Literal["symmetric", "affine"] = Field(
+        "symmetric", description="symmetric: zero is 0, integers from -127 to 127"
+    )
+    percentile: UpperShare = Field(
+        0.9999, description="share of values inside the range (observer `percentile`)"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> WeightScheme:
@@ -155,11 +165,15 @@ class WeightScheme(Section):
 class LayerRule(Section):
     """Another precision or observer for the operators that match; the last match wins."""
 
-    match: str | None = Field(None, description="glob over operator names, as `fuse` prints them")
-    type: str | None = Field(None, description="module class name, such as `Conv2d`")
-    precision: Precision = "auto"
-    activations: ActivationScheme | None = None
-    weights: WeightScheme | None = None
+    match: str | None = Field(
+        None, description="glob over operator names, or over modules that hold them"
+    )
+    type: str | None = Field(
+        None, description="module class or operator, such as `Conv2d` or `add`"
+    )
+    precision: Precision = Field("auto", description="`auto`: int8 where torch can and it pays")
+    activations: ActivationScheme | None = Field(None, description="of the operator's result")
+    weights: WeightScheme | None = Field(None, description="of the operator's weight")
 
     @model_validator(mode="after")
     def _one_selector(self) -> LayerRule:
@@ -180,8 +194,12 @@ class QuantizationSection(Section):
 class BenchmarkSection(Section):
     """What is timed."""
 
-    batch_sizes: tuple[Count, ...] = Field((1,), min_length=1)
-    threads: tuple[Count | Literal["all"], ...] = Field((1, "all"), min_length=1)
+    batch_sizes: tuple[Count, ...] = Field(
+        (1,), min_length=1, description="budgets judge the first"
+    )
+    threads: tuple[Count | Literal["all"], ...] = Field(
+        (1, "all"), min_length=1, description="`all`: every core; budgets judge the first"
+    )
     seconds: Positive = Field(6.0, description="measuring time of each batch size and thread count")
 
 

@@ -29,7 +29,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in _UPSTREAM_NEWS:
             warnings.filterwarnings("ignore", message)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit._trace.TracerWarning)
         yield
 
 
@@ -91,16 +91,14 @@ def _canonical(archive: bytes) -> bytes:
     code = "\n".join(
         reader.get_record(name).decode(errors="replace")
         for name in records
-        if name.endswith(".py") or name.endswith("data.pkl")
+        if name.endswith((".py", "data.pkl"))
     )
     names: dict[str, str] = {}
     for mangled in re.findall(r"___torch_mangle_\d+", "\n".join(records) + code):
         names.setdefault(mangled, f"___torch_mangle_{len(names)}")
 
     def renamed(text: bytes) -> bytes:
-        return re.sub(
-            rb"___torch_mangle_\d+", lambda m: names[m[0].decode()].encode(), text
-        )
+        return re.sub(rb"___torch_mangle_\d+", lambda m: names[m[0].decode()].encode(), text)
 
     buffer = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(buffer)
@@ -131,7 +129,7 @@ def graph_values(
     graph = module.graph.copy()
     nodes = [node for node in graph.nodes() if node.kind() in kinds]
     wanted = [value for node in nodes for value in (node.inputsAt(0), node.output())]
-    collect = graph.create("prim::ListConstruct", wanted)
+    collect = graph.create("prim::ListConstruct", wanted, 1)
     collect.output().setType(torch._C.ListType.ofTensors())
     graph.appendNode(collect)
     graph.eraseOutput(0)

@@ -107,9 +107,7 @@ def _digest(root: Path, files: list[Path], labels: tuple[int, ...] | None) -> st
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
             contents = list(pool.map(file_digest, files))
     except OSError as error:
-        raise ImageError(
-            f"cannot be read: {error.strerror}", where=str(error.filename)
-        ) from None
+        raise ImageError(f"cannot be read: {error.strerror}", where=str(error.filename)) from None
     names = [path.relative_to(root).as_posix() for path in files]
     summary = hashlib.sha256()
     for row in zip(names, contents, labels or [-1] * len(names), strict=True):

@@ -25,7 +25,9 @@ def main() -> None:
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
     float_forms = _float_forms(Path(job["float"]))
-    others = {name: torchscript.load(Path(path)) for name, path in job["files"].items()}
+    others: dict[str, Model] = {
+        name: torchscript.load(Path(path)) for name, path in job["files"].items()
+    }
     with torch.inference_mode():
         rows = [
             _measure(float_forms, others, torch.rand(batch, *job["shape"]), job["seconds"])
@@ -55,7 +57,9 @@ def _channels_last(model: Model) -> Model:
     return run
 
 
-def _measure(float_forms: dict[str, Model], others: dict[str, Model], x: Tensor, seconds: float) -> dict:
+def _measure(
+    float_forms: dict[str, Model], others: dict[str, Model], x: Tensor, seconds: float
+) -> dict:
     tried = _rounds(float_forms, x, seconds * _CHOOSING)
     medians = {name: sorted(calls)[len(calls) // 2] for name, calls in tried.items()}
     fastest = min(medians, key=lambda name: medians[name])
@@ -63,7 +67,7 @@ def _measure(float_forms: dict[str, Model], others: dict[str, Model], x: Tensor,
     return {
         "batch_size": len(x),
         "float_forms_s": medians,
-        "forms": {"float": fastest, **{name: "as saved" for name in others}},
+        "forms": {"float": fastest, **dict.fromkeys(others, "as saved")},
         "calls_s": _rounds(models, x, seconds * (1 - _CHOOSING)),
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from qconvert.models.operators import (
     WEIGHTED,
     clip_bounds,
     kind_of,
+    module_of,
     shape_of,
 )
 
@@ -72,7 +75,7 @@ def fuse(graph: GraphModule, groups: Sequence[Sequence[str]] | None = None) -> F
 
 
 def fold_batch_norm(
-    weight: Tensor, bias: Tensor | None, norm: nn.Module, channel_axis: int, groups: int = 1
+    weight: Tensor, bias: Tensor | None, norm: Any, channel_axis: int, groups: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer that computes what layer and batch norm did.
 
@@ -101,12 +104,12 @@ def fold_batch_norm(
 
 
 def _steps(group: Sequence[str]) -> list[tuple[str, str]]:
-    return list(zip(group, group[1:], strict=False))
+    return list(pairwise(group))
 
 
 def _check_groups(graph: GraphModule, groups: Sequence[Sequence[str]]) -> None:
     nodes = {operator_name(node): node for node in graph.graph.nodes if node.op.startswith("call_")}
-    facts = []
+    facts: list[str] = []
     for i, group in enumerate(groups):
         where = f"fuse.modules[{i}]"
         unknown = [name for name in group if name not in nodes]
@@ -178,7 +181,7 @@ def _why_not_fold(graph: GraphModule, layer: object, node: Node) -> str | None:
         return f"the weight of {operator_name(layer)} is not constant"
     if len(layer.users) != 1:
         return f"{operator_name(layer)} is also read before the batch norm"
-    norm = graph.get_submodule(str(node.target))
+    norm = module_of(graph, node)
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
     if kind_of(graph, layer) == "linear" and len(shape_of(layer)) != 2:
@@ -186,9 +189,9 @@ def _why_not_fold(graph: GraphModule, layer: object, node: Node) -> str | None:
     return None
 
 
-def _folded(graph: GraphModule, layer: Node, node: Node) -> nn.Module:
-    module = copy.deepcopy(graph.get_submodule(str(layer.target)))
-    norm = graph.get_submodule(str(node.target))
+def _folded(graph: GraphModule, layer: Node, node: Node) -> Any:
+    module = copy.deepcopy(module_of(graph, layer))
+    norm = module_of(graph, node)
     transposed = kind_of(graph, layer) in TRANSPOSED
     weight, bias = fold_batch_norm(
         module.weight, module.bias, norm, 1 if transposed else 0, getattr(module, "groups", 1)

@@ -179,7 +179,9 @@ def _weighted_module(graph: GraphModule, node: Node) -> nn.Module | None:
 
 def _batch_norm_module(graph: GraphModule, node: Node) -> nn.Module | None:
     names = ("running_mean", "running_var", "weight", "bias")
-    values = {name: _constant(graph, argument(node, i + 1, name)) for i, name in enumerate(names)}
+    values: dict[str, Any] = {
+        name: _constant(graph, argument(node, i + 1, name)) for i, name in enumerate(names)
+    }
     mean, variance = values["running_mean"], values["running_var"]
     if mean is None or variance is None or argument(node, 5, "training", False) is not False:
         return None
@@ -217,9 +219,8 @@ def _out_of_place(graph: GraphModule) -> None:
         if not isinstance(changed, Node):
             continue
         _refuse_changed_views(graph, node, changed)
-        changed.replace_all_uses_with(
-            node, delete_user_cb=lambda user, after=node: user is not after and after < user
-        )
+        for user in [user for user in changed.users if node < user]:
+            user.replace_input_with(changed, node)
 
 
 def _refuse_changed_views(graph: GraphModule, node: Node, changed: Node) -> None:

@@ -79,11 +79,16 @@ _METHODS: Mapping[str, str] = {
 }
 
 
+def module_of(graph: GraphModule, node: Node) -> Any:
+    """The module that a `call_module` node calls. Any: its attributes depend on its class."""
+    return graph.get_submodule(str(node.target))
+
+
 def kind_of(graph: GraphModule, node: Node) -> str:
     """The operator's name, such as `conv2d` or `add`; for one that is not in the tables above,
     the name of its class or function."""
     if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
+        module = module_of(graph, node)
         for base in type(module).__mro__:
             if base in _MODULES:
                 return _MODULES[base]
@@ -91,7 +96,7 @@ def kind_of(graph: GraphModule, node: Node) -> str:
     if node.op == "call_function":
         function = node.target
         name = _FUNCTIONS.get(function) if callable(function) else None
-        return name or getattr(function, "__name__", str(function))
+        return name or str(getattr(function, "__name__", function))
     if node.op == "call_method":
         return _METHODS.get(str(node.target), str(node.target))
     return node.op
@@ -106,8 +111,24 @@ def tensor_inputs(node: Node) -> list[Node]:
 
 def is_tensor(node: Node) -> bool:
     """Whether the node's value is one floating-point tensor (known after shape propagation)."""
-    meta = node.meta.get("tensor_meta")
-    return hasattr(meta, "dtype") and meta.dtype.is_floating_point
+    meta: Any = node.meta.get("tensor_meta")
+    return hasattr(meta, "dtype") and bool(meta.dtype.is_floating_point)
+
+
+def computes_tensors(node: Node) -> bool:
+    """Whether the node is an operator on tensors (a recurrent layer's tuple counts), not one that
+    computes a size."""
+    found: list[Any] = []
+
+    def look(meta: Any) -> None:
+        if hasattr(meta, "dtype"):
+            found.append(meta)
+        elif isinstance(meta, (tuple, list)):
+            for item in meta:
+                look(item)
+
+    look(node.meta.get("tensor_meta"))
+    return node.op.startswith("call_") and bool(found)
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
@@ -124,8 +145,10 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
 
 def clip_bounds(graph: GraphModule, node: Node) -> tuple[float, float] | None:
     """The constant bounds of a `clip` node, or None when it has none."""
+    low: Any
+    high: Any
     if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
+        module = module_of(graph, node)
         low, high = module.min_val, module.max_val  # nn.ReLU6 is a Hardtanh
     elif node.target is F.relu6:
         low, high = 0.0, 6.0
@@ -142,7 +165,7 @@ def multiply_accumulates(graph: GraphModule, node: Node) -> int:
     kind = kind_of(graph, node)
     if kind not in WEIGHTED or node.op != "call_module":
         return 0
-    weight = graph.get_submodule(str(node.target)).weight
+    weight = module_of(graph, node).weight
     counted = tensor_inputs(node)[0] if kind in TRANSPOSED else node
     channels_axis = 1 if kind != "linear" else -1
     elements = 1

@@ -59,9 +59,9 @@ class Calibration:
         images = int(metadata["images"])
         tensors = {}
         for name, scalars in json.loads(metadata["tensors"]).items():
-            exponent, first = scalars[4:]
+            minimum, maximum, average_min, average_max, exponent, first = scalars
             tensors[name] = Distribution(
-                images, *scalars[:4],
+                images, minimum, maximum, average_min, average_max,
                 arrays[f"{name}.channel_min"], arrays[f"{name}.channel_max"],
                 Histogram(exponent, first, arrays[f"{name}.counts"]),
             )  # fmt: skip
@@ -73,7 +73,9 @@ def observed_values(model: FusedModel) -> set[str]:
     return {
         node.name
         for node in model.graph.graph.nodes
-        if node.op not in ("output", "get_attr") and is_tensor(node) and node.name not in model.pairs
+        if node.op not in ("output", "get_attr")
+        and is_tensor(node)
+        and node.name not in model.pairs
     }
 
 

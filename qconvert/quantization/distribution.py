@@ -141,8 +141,9 @@ def _exponent(minimum: float, maximum: float) -> int:
     if not span:
         magnitude = max(abs(minimum), 1e-30)
         exponent = max(math.frexp(magnitude / BINS)[1], _SMALLEST_EXPONENT)
-    while math.floor(math.ldexp(maximum, -exponent)) - math.floor(
-        math.ldexp(minimum, -exponent)
-    ) >= BINS:
+    while (
+        math.floor(math.ldexp(maximum, -exponent)) - math.floor(math.ldexp(minimum, -exponent))
+        >= BINS
+    ):
         exponent += 1
     return exponent

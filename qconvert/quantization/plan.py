@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict
 from qconvert.quantization.affine import QuantParams
 from qconvert.workspace import digest
 
-FORMAT = 1
-
 
 class Frozen(BaseModel):
     """A record that is written to a file and read back."""
@@ -54,8 +52,8 @@ class PlannedOperator(Frozen):
     """One operator of the fused model.
 
     `inputs` and `node` name graph values; `value` is the one that holds the operator's result
-    (after the activation that is computed with it). `bounds` are those of a clip. `macs` counts one image. `reason` says why the
-    operator stays in float, or what is special about it.
+    (after the activation that is computed with it). `bounds` are those of a clip. `macs`
+    counts one image. `reason` says why the operator stays in float.
     """
 
     name: str
@@ -76,7 +74,7 @@ class PlannedOperator(Frozen):
 class Plan(Frozen):
     """All operators in the order of the graph, and how every tensor in int8 is held."""
 
-    version: Literal[1] = FORMAT
+    version: Literal[1] = 1
     isa: str
     operators: tuple[PlannedOperator, ...]
     tensors: dict[str, TensorParams]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch.fx import Node
 
@@ -12,8 +13,9 @@ from qconvert.models.fusion import FusedModel
 from qconvert.models.graph import operator_name
 from qconvert.models.operators import (
     clip_bounds,
-    is_tensor,
+    computes_tensors,
     kind_of,
+    module_of,
     multiply_accumulates,
     tensor_inputs,
 )
@@ -47,9 +49,7 @@ class _Planner:
         self._calibration = calibration
         self._section = section
         self._nodes = {
-            node.name: node
-            for node in model.graph.graph.nodes
-            if node.op.startswith("call_") and is_tensor(node)
+            node.name: node for node in model.graph.graph.nodes if computes_tensors(node)
         }
         self._rules = dict(_matched_rules(model, self._nodes, section.layers))
         self._tensors: dict[str, TensorParams] = {}
@@ -91,7 +91,7 @@ class _Planner:
                 self._hold(source)
             self._hold_result(node, last, kind)
             if kind in rules.INT8_WEIGHTED:
-                module = self._model.graph.get_submodule(str(node.target))
+                module = module_of(self._model.graph, node)
                 rule = self._rules.get(node.name)
                 scheme = (rule and rule.weights) or self._section.weights
                 weight = choose_params(module.weight, scheme)
@@ -118,8 +118,11 @@ class _Planner:
             return f"the qconfig asks for it ({_described(rule)})"
         reason = rules.why_impossible(self._model.graph, node, kind)
         if reason is None and kind not in rules.INT8_WEIGHTED:
-            outside = [s for s in tensor_inputs(node) if s.name not in self._int8]
-            if outside:
+            sources = tensor_inputs(node)
+            outside = [s for s in sources if s.name not in self._int8]
+            if not sources:
+                reason = "it reads no float tensor"
+            elif outside:
                 reason = f"its input {operator_name(outside[0])} is float"
         if reason is not None and asked == "int8":
             self._facts.append(
@@ -185,7 +188,7 @@ class _Planner:
         return operator.model_copy(update={"float_output": True})
 
 
-def _activation(kind: str) -> str:
+def _activation(kind: str) -> Literal["relu", "saturation"]:
     return "relu" if kind == "relu" else "saturation"
 
 
@@ -231,6 +234,6 @@ def _matches(model: FusedModel, node: Node, rule: LayerRule) -> bool:
 def _types(model: FusedModel, node: Node) -> set[str]:
     names = {kind_of(model.graph, node)}
     if node.op == "call_module":
-        module = model.graph.get_submodule(str(node.target))
+        module = module_of(model.graph, node)
         names |= {base.__name__ for base in type(module).__mro__} - {"Module", "object"}
     return names

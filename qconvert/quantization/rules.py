@@ -5,10 +5,11 @@ Measured facts, each with its source, so that the same model gets the same plan 
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
 from torch.fx import GraphModule, Node
 
-from qconvert.models.operators import CONVOLUTIONS, TRANSPOSED, clip_bounds, shape_of
+from qconvert.models.operators import CONVOLUTIONS, TRANSPOSED, clip_bounds, module_of, shape_of
 
 INT8_WEIGHTED = (*CONVOLUTIONS, "linear")
 # Their result is held with the scale and zero point of their input.
@@ -29,7 +30,7 @@ def why_impossible(graph: GraphModule, node: Node, kind: str) -> str | None:
     if kind in INT8_WEIGHTED:
         if node.op != "call_module":
             return "its weight is not constant"
-        return _why_not_convolution(graph.get_submodule(str(node.target)), node, kind)
+        return _why_not_convolution(module_of(graph, node), node, kind)
     if kind == "add":
         if len([a for a in node.args if isinstance(a, Node)]) != 2 or node.kwargs:
             return "it adds a constant"
@@ -53,7 +54,7 @@ def why_slow(graph: GraphModule, node: Node, kind: str) -> str | None:
     """
     if kind not in CONVOLUTIONS:
         return None
-    module = graph.get_submodule(str(node.target))
+    module = module_of(graph, node)
     if module.groups != module.in_channels or module.in_channels <= _FBGEMM_DEPTHWISE:
         return None
     if module.in_channels % 8:
@@ -63,7 +64,7 @@ def why_slow(graph: GraphModule, node: Node, kind: str) -> str | None:
     return None
 
 
-def padding(module: nn.Module) -> list[int] | None:
+def padding(module: Any) -> list[int] | None:
     """A convolution's padding of each axis, the same on both sides; None when it differs."""
     if module.padding == "valid":
         return [0] * len(module.kernel_size)
@@ -73,7 +74,7 @@ def padding(module: nn.Module) -> list[int] | None:
     return list(module.padding)
 
 
-def _why_not_convolution(module: nn.Module, node: Node, kind: str) -> str | None:
+def _why_not_convolution(module: Any, node: Node, kind: str) -> str | None:
     if kind == "linear":
         return None
     if module.padding_mode != "zeros":

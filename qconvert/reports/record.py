@@ -11,8 +11,6 @@ from qconvert.measurement.environment import Environment
 from qconvert.measurement.latency import Latency
 from qconvert.qconfig import BudgetSection
 
-VERSION = 1
-
 
 class Record(BaseModel):
     """Frozen, and strict about its keys when it is read back."""
@@ -60,7 +58,7 @@ class Budget(Record):
 class Report(Record):
     """Everything that a benchmark found. Times are seconds, sizes bytes, shares fractions."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     name: str
     created: str
     environment: Environment
@@ -71,7 +69,7 @@ class Report(Record):
     size: Size
     coverage: Int8Share
     notes: tuple[str, ...]
-    files: dict[str, str]
+    digests: dict[str, str]
     qconfig: dict[str, Any]
 
 
@@ -100,9 +98,9 @@ def check_budgets(
     )
 
 
-def verdict(budgets: tuple[Budget, ...]) -> Literal[
-    "all budgets met", "budgets missed", "no budgets set"
-]:
+def verdict(
+    budgets: tuple[Budget, ...],
+) -> Literal["all budgets met", "budgets missed", "no budgets set"]:
     """The budgets in words."""
     if not budgets:
         return "no budgets set"

@@ -61,7 +61,9 @@ def latency_tables(latencies: Sequence[Latency]) -> list[Table]:
             speedup = _with_interval(latency.speedups[name], "{:.2f}", "x")
             rows.append(_timing_row(name, timing, speedup))
         threads = f"{latency.threads} thread" + ("s" if latency.threads > 1 else "")
-        note = f"float is {latency.baseline.form}, the fastest of {len(latency.float_forms_s)} forms"
+        note = (
+            f"float is {latency.baseline.form}, the fastest of {len(latency.float_forms_s)} forms"
+        )
         if latency.unsteady:
             note += f"; unsteady on this machine now: {', '.join(latency.unsteady)}"
         tables.append(

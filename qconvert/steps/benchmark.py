@@ -56,7 +56,7 @@ def make_report(session: Session) -> Report:
         size=size,
         coverage=coverage,
         notes=tuple(notes(session, accuracy, latency)),
-        files=converted["files"],
+        digests=converted["files"],
         qconfig=with_relative_paths(config, session.config_path.resolve().parent),
     )
     write_atomically(workspace.path(JSON), (report.model_dump_json(indent=2) + "\n").encode())

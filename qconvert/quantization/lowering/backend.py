@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from qconvert.models.fusion import FusedModel
-from qconvert.models.operators import argument, shape_of
+from qconvert.models.operators import argument, module_of, shape_of, tensor_inputs
 from qconvert.quantization import rules
 from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams
 
@@ -43,7 +43,7 @@ class Backend(Protocol):
         self,
         operator: PlannedOperator,
         path: str,
-        module: nn.Module,
+        module: Any,
         x: Node,
         x_held: TensorParams,
         held: TensorParams | None,
@@ -141,13 +141,13 @@ class _Lowering:
 
     def _lower(self, operator: PlannedOperator, node: Node) -> None:
         graph, tensors = self._model.graph, self._plan.tensors
-        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = module_of(graph, node) if node.op == "call_module" else None
         first = operator.inputs[0]
         if operator.kind in rules.INT8_WEIGHTED:
             if module is None:
                 raise AssertionError(f"{operator.name}: planned in int8 without a module")
             held = None if operator.float_output else tensors[operator.value]
-            x = self._as_float(node.args[0]) if held is None else self._as_int8(first)
+            x = self._as_float(tensor_inputs(node)[0]) if held is None else self._as_int8(first)
             new = self._backend.weighted(
                 operator, str(node.target), module, x, tensors[first], held
             )

@@ -35,13 +35,9 @@ class ClassicBackend:
     def quantize(self, x: Node, held: TensorParams, dimensions: int) -> Node:
         """The kernels work on channels-last memory: convert while it is the input's few bytes."""
         if dimensions == 4:
-            x = self.graph.call_method(
-                "contiguous", (x,), {"memory_format": torch.channels_last}
-            )
+            x = self.graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
         arguments = (x, held.scale, held.zero_point, torch.quint8)
-        return self._bounded(
-            self.graph.call_function(torch.quantize_per_tensor, arguments), held
-        )
+        return self._bounded(self.graph.call_function(torch.quantize_per_tensor, arguments), held)
 
     def dequantize(self, x: Node) -> Node:
         """From quint8 to float32."""
@@ -51,7 +47,7 @@ class ClassicBackend:
         self,
         operator: PlannedOperator,
         path: str,
-        module: nn.Module,
+        module: Any,
         x: Node,
         x_held: TensorParams,
         held: TensorParams | None,
@@ -139,7 +135,7 @@ class FloatOutputLinear(nn.Module):
         )
 
 
-def _packed(kind: str, module: nn.Module, params: WeightParams, x_scale: float) -> Any:
+def _packed(kind: str, module: Any, params: WeightParams, x_scale: float) -> Any:
     """The weight in qint8 and the bias on the grid of qint32, packed by torch."""
     weight = quantized(module.weight, params)
     bias = on_grid(module.bias, x_scale, params)
@@ -148,4 +144,3 @@ def _packed(kind: str, module: nn.Module, params: WeightParams, x_scale: float) 
     return getattr(_OPERATORS, f"{kind}_prepack")(
         weight, bias, list(module.stride), padding(module), list(module.dilation), module.groups
     )
-

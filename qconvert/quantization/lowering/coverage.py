@@ -13,7 +13,9 @@ from qconvert import torchscript
 from qconvert.errors import ConversionError
 from qconvert.quantization.plan import Frozen, Plan
 
-_INT8_CONVOLUTIONS = tuple(f"quantized::conv{n}d{relu}" for n in (1, 2, 3) for relu in ("", "_relu"))
+_INT8_CONVOLUTIONS = tuple(
+    f"quantized::conv{n}d{relu}" for n in (1, 2, 3) for relu in ("", "_relu")
+)
 _INT8_LINEAR = (
     "quantized::linear",
     "quantized::linear_relu",
@@ -78,15 +80,17 @@ def check_against_plan(found: Coverage, plan: Plan) -> None:
     if have["float32"] < planned["float32"]:
         facts.append("the file computes less in float than the plan says")
     if facts:
-        raise ConversionError(facts, where="model.int8.pt", fix="this is a bug of qconvert: report it")
+        raise ConversionError(
+            facts, where="model.int8.pt", fix="this is a bug of qconvert: report it"
+        )
 
 
 def _macs(node: torch._C.Node, x: Tensor, result: Tensor) -> int:
     """Multiply-accumulates of one node, given its first input and its result."""
     if node.kind() in _INT8_CONVOLUTIONS:
-        packed = node.inputsAt(1).toIValue()
-        weight, _ = _unpack_convolution(node.kind())(packed)
-        return result.numel() * weight[0].numel()
+        unpacked, _ = _unpack_convolution(node.kind())(node.inputsAt(1).toIValue())
+        return result.numel() * unpacked[0].numel()
+    weight: Any
     if node.kind() in _FLOAT_CONVOLUTIONS:
         weight = node.inputsAt(1).toIValue()
         if weight is None:

@@ -39,7 +39,7 @@ class SimulatedBackend:
         self,
         operator: PlannedOperator,
         path: str,
-        module: nn.Module,
+        module: Any,
         x: Node,
         x_held: TensorParams,
         held: TensorParams | None,

