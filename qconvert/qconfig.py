@@ -6,13 +6,22 @@ answered at once. Paths are absolute after loading.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from qconvert.registry import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS, choices
+
+
+def _recordable(kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(kwargs, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("holds NaN, infinity or what JSON cannot hold") from None
+    return kwargs
 
 
 def _finite(value: float) -> float:
@@ -45,7 +54,9 @@ class ModelSection(Section):
     source: str = Field(
         description="`torchvision:NAME`, `package.module:callable` or `path/to/file.py:callable`"
     )
-    kwargs: dict[str, Any] = Field({}, description="keyword arguments of the source")
+    kwargs: Annotated[dict[str, Any], AfterValidator(_recordable)] = Field(
+        {}, description="keyword arguments of the source"
+    )
     checkpoint: Path | None = Field(None, description="state_dict: `.pt`, `.pth` or `.safetensors`")
     checkpoint_key: str | None = Field(
         None, description="dotted key of the state_dict inside the checkpoint (default: found)"
@@ -218,7 +229,7 @@ class BudgetSection(Section):
 class QConfig(Section):
     """One conversion."""
 
-    version: Literal[1]
+    version: Literal[1] = Field(description="of this format")
     model: ModelSection
     data: DataSection
     fuse: FuseSection = FuseSection()
@@ -227,6 +238,13 @@ class QConfig(Section):
     benchmark: BenchmarkSection = BenchmarkSection()
     budgets: BudgetSection = BudgetSection()
     output: Path = Field(description="folder of everything that is written")
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if type(value) is not int:
+            raise ValueError(f"must be 1, not {value!r}")
+        return value
 
     @property
     def evaluation(self) -> Path:

@@ -71,8 +71,11 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
     if not isinstance(tree, dict):
         raise QConfigError("is not a mapping of keys to values", where=name)
     facts: list[str] = []
-    tree = _expanded(tree, (), facts)
-    tree = _with_absolute_paths(tree, path.resolve().parent)
+    try:
+        tree = _expanded(tree, (), facts)
+    except RecursionError:
+        raise QConfigError("an alias (&name, *name) holds itself", where=name) from None
+    tree = _with_absolute_paths(tree, path.resolve().parent, facts)
     for override in overrides:
         _merge(tree, override, facts)
     if output is not None:
@@ -80,9 +83,10 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
     try:
         config = QConfig.model_validate(tree)
     except ValidationError as error:
-        facts.extend(_fact(details, tree) for details in error.errors())
+        facts.extend(_validation_facts(error, tree))
         raise QConfigError(facts, where=name) from None
-    facts.extend(_missing_files(config))
+    # A path with an unset variable in it is missing for that reason.
+    facts = facts or _missing_files(config)
     if facts:
         raise QConfigError(facts, where=name)
     return config
@@ -95,7 +99,7 @@ def _parsed(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise QConfigError(f"is not valid YAML: {error.problem}", where=place) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise QConfigError(f"is not valid YAML: {error}", where=where) from None
 
 
@@ -116,15 +120,22 @@ def _expanded(value: Any, keys: tuple[str, ...], facts: list[str]) -> Any:
     return re.sub(r"\$\{(\w+)\}", from_environment, value)
 
 
-def _with_absolute_paths(tree: dict[str, Any], base: Path) -> dict[str, Any]:
+def _with_absolute_paths(tree: dict[str, Any], base: Path, facts: list[str]) -> dict[str, Any]:
+    def absolute(text: str) -> str:
+        try:
+            return str((base / Path(text).expanduser()).resolve())
+        except (RuntimeError, ValueError) as error:  # no such user, a null character
+            facts.append(f"{text!r} is no path: {error}")
+            return text
+
     for keys in PATH_KEYS:
-        _replace(tree, keys, lambda text: str((base / Path(text).expanduser()).resolve()))
+        _replace(tree, keys, absolute)
 
     def source(text: str) -> str:
         file, colon, attribute = text.rpartition(":")
         if not file.endswith(".py"):
             return text
-        return str((base / Path(file).expanduser()).resolve()) + colon + attribute
+        return absolute(file) + colon + attribute
 
     _replace(tree, SOURCE_KEY, source)
     return tree
@@ -149,10 +160,11 @@ def _merge(tree: dict[str, Any], override: str, facts: list[str]) -> None:
     value: Any = _parsed(text, f"--set {dotted}")
     for key in reversed(keys):
         value = {key: value}
-    value = _with_absolute_paths(_expanded(value, (), facts), Path.cwd())
-    for key in keys[:-1]:
+    value = _with_absolute_paths(_expanded(value, (), facts), Path.cwd(), facts)
+    for i, key in enumerate(keys[:-1]):
         if not isinstance(tree.setdefault(key, {}), dict):
-            tree[key] = {}
+            facts.append(f"--set {override}: {'.'.join(keys[: i + 1])} is no mapping of keys")
+            return
         tree, value = tree[key], value[key]
     tree[keys[-1]] = value[keys[-1]]
 
@@ -164,33 +176,59 @@ def _dotted(keys: Sequence[str | int]) -> str:
     return text.lstrip(".")
 
 
-def _fact(details: Mapping[str, Any], tree: dict[str, Any]) -> str:
-    """One pydantic error as one sentence: key path, what, and the nearest known name."""
-    keys = [key for key in details["loc"] if not _is_union_branch(key, details["loc"], tree)]
+def _validation_facts(error: ValidationError, tree: dict[str, Any]) -> list[str]:
+    """One sentence for each place that is wrong.
+
+    Where a key may be of several kinds, pydantic reports a mistake for each kind; they become one.
+    """
+    places: dict[tuple[str | int, ...], list[Any]] = {}
+    for details in error.errors():
+        places.setdefault(_keys_in(tree, details), []).append(details)
+    facts = []
+    for keys, found in places.items():
+        inside = any(other[: len(keys)] == keys and other != keys for other in places)
+        if inside and all(details["type"] != "extra_forbidden" for details in found):
+            continue  # the mistake is named further in
+        facts.append(_fact(keys, found))
+    return facts
+
+
+def _keys_in(tree: Any, details: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """The keys of the file that lead to a mistake, without the branches that pydantic tried."""
+    keys: list[str | int] = []
+    for i, key in enumerate(details["loc"]):
+        last = i == len(details["loc"]) - 1
+        if key in tree if isinstance(tree, dict) else _indexes(key, tree):
+            tree = tree[key]
+        elif not (last and details["type"] == "missing"):
+            continue
+        keys.append(key)
+    return tuple(keys)
+
+
+def _indexes(key: str | int, tree: Any) -> bool:
+    return isinstance(tree, list) and isinstance(key, int) and key < len(tree)
+
+
+def _fact(keys: tuple[str | int, ...], found: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong at one place as one sentence, with the nearest known name."""
+    place, details = _dotted(keys) or "qconfig", found[0]
     kind, value = details["type"], details.get("input")
     if kind == "extra_forbidden":
         known = _fields_at(keys[:-1])
         hint = did_you_mean(str(keys[-1]), known)
-        return f"{_dotted(keys)}: unknown key{hint or '; known: ' + ', '.join(known)}"
+        return f"{place}: unknown key{hint or '; known: ' + ', '.join(known)}"
     if kind == "missing":
-        return f"{_dotted(keys)}: is missing"
-    if kind == "literal_error":
+        return f"{place}: is missing"
+    if kind == "literal_error" and len(found) == 1:
         expected = str(details["ctx"]["expected"])
-        known = re.findall(r"'([^']*)'", expected)
-        noun = keys[-1] if keys else "value"
-        hint = did_you_mean(str(value), known)
-        return f"{_dotted(keys)}: unknown {noun} {value!r}{hint} (one of {expected})"
-    message = str(details["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+        hint = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
+        noun = next(key for key in reversed(keys) if isinstance(key, str))
+        return f"{place}: unknown {noun} {value!r}{hint} (one of {expected})"
+    messages = [str(d["msg"]).removeprefix("Value error, ") for d in found]
+    message = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
     shown = "" if isinstance(value, (dict, list)) or kind == "value_error" else f", not {value!r}"
-    return f"{_dotted(keys) or 'qconfig'}: {message}{shown}"
-
-
-def _is_union_branch(key: str | int, location: Sequence[str | int], tree: dict[str, Any]) -> bool:
-    """pydantic names the branch of a union in its location; that is no key of the file."""
-    if isinstance(key, int):
-        return False
-    return bool(re.search(r"[\[\(]|^(int|float|str|constrained-|literal|tuple|bool)", key))
+    return f"{place}: {message}{shown}"
 
 
 def _fields_at(keys: Sequence[str | int]) -> list[str]:

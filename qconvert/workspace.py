@@ -93,11 +93,11 @@ class Workspace:
         `key_of` computes today's key; it is given the record, which may list further inputs.
         """
         record = self.read(name)
-        if record is None:
+        if record is None or not isinstance(record.get("files"), dict):
             return f"{name} is missing"
         if record.get("key") != key_of(record):
             return "its inputs have changed"
-        for file, recorded in record.get("files", {}).items():
+        for file, recorded in record["files"].items():
             path = self.path(file)
             if not path.is_file():
                 return f"{file} is missing"

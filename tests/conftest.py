@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,3 +46,17 @@ def save_image() -> Callable[..., Path]:
         return path
 
     return save
+
+
+@pytest.fixture
+def claim_size() -> Callable[[Path, int], Path]:
+    """Changes the header of a PNG file, so that a small file claims to be a large square."""
+
+    def claim(path: Path, side: int) -> Path:
+        content = bytearray(path.read_bytes())
+        content[16:24] = struct.pack(">II", side, side)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        path.write_bytes(content)
+        return path
+
+    return claim

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,10 +54,7 @@ def read_folder(root: Path, labels: str, classes_file: Path | None) -> ImageSet:
 
     Raises ImageError when there is no image, a label is unknown, or an image has none.
     """
-    files = sorted(
-        (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()),
-        key=lambda path: path.relative_to(root).as_posix(),
-    )
+    files = sorted(_image_files(root), key=lambda path: path.relative_to(root).as_posix())
     if not files:
         raise ImageError(
             "there is no image in this folder",
@@ -65,6 +65,20 @@ def read_folder(root: Path, labels: str, classes_file: Path | None) -> ImageSet:
     if labels == "folders":
         classes, indices = _labels(root, files, classes_file)
     return ImageSet(root, tuple(files), indices, classes, _digest(root, files, indices))
+
+
+def _image_files(root: Path) -> Iterator[Path]:
+    """Every image below a folder; symbolic links are followed, each folder once."""
+    visited: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [
+            f for f in folders if os.path.realpath(os.path.join(folder, f)) not in visited
+        ]
+        visited.update(os.path.realpath(os.path.join(folder, f)) for f in folders)
+        for name in names:
+            path = Path(folder, name)
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                yield path
 
 
 def _labels(
@@ -93,9 +107,12 @@ def _labels(
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    names = tuple(line for line in lines if line)
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 5000 else []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ImageError("is not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice or not names:
         fact = f"names {', '.join(twice)} twice" if twice else "names no class"
         raise ImageError(fact, where=str(path), fix="write one class a line, each once")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -14,6 +13,9 @@ from torchvision.transforms.v2 import functional as F
 from qconvert.errors import ImageError
 from qconvert.qconfig import Preprocess
 
+# A file that claims more is taken for an attack or a mistake, as Pillow's own limit does.
+MOST_PIXELS = 89_478_485
+
 
 def decode(path: Path, channels: int) -> Image.Image:
     """Reads an image as grey (`channels` 1) or RGB (3).
@@ -21,16 +23,39 @@ def decode(path: Path, channels: int) -> Image.Image:
     Raises ImageError naming the file when it is no image, truncated or unreasonably large.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.convert("L" if channels == 1 else "RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError("has too many pixels", where=str(path)) from None
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            return image.convert("L" if channels == 1 else "RGB")
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"has more than {MOST_PIXELS:,} pixels",
+            where=str(path),
+            fix="shrink or remove the file",
+        ) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
         fact = f"cannot be read: {reason}" if reason else "is no image, or a damaged one"
         raise ImageError(fact, where=str(path), fix="repair or remove the file") from None
+
+
+def size_after(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
+    """Height and width of the model's input for an image of this width and height.
+
+    >>> size_after((640, 480), Preprocess(resize=240))
+    (240, 320)
+    """
+    width, height = size
+    resize, crop = preprocess.resize, preprocess.crop
+    if isinstance(resize, int):
+        short, long = sorted((width, height))
+        long = int(resize * long / short)
+        height, width = (resize, long) if height <= width else (long, resize)
+    elif resize is not None:
+        height, width = resize
+    if crop is not None:
+        height, width = (crop, crop) if isinstance(crop, int) else crop
+    return height, width
 
 
 def load(path: Path, preprocess: Preprocess) -> Tensor:
@@ -43,7 +68,7 @@ def load(path: Path, preprocess: Preprocess) -> Tensor:
     if preprocess.crop is not None:
         size = preprocess.crop
         image = F.center_crop(image, [size, size] if isinstance(size, int) else list(size))
-    pixels = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
+    pixels = F.pil_to_tensor(image).to(torch.float32) / 255
     mean = torch.tensor(preprocess.mean).view(-1, 1, 1)
     std = torch.tensor(preprocess.std).view(-1, 1, 1)
     return ((pixels - mean) / std).unsqueeze(0)

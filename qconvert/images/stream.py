@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from qconvert.errors import ImageError
 from qconvert.images.folder import ImageSet
-from qconvert.images.preprocess import load
+from qconvert.images.preprocess import load, size_after
 from qconvert.qconfig import Preprocess
 
 Result = TypeVar("Result")
@@ -97,22 +98,19 @@ def input_shape(images: ImageSet, preprocess: Preprocess) -> tuple[int, ...]:
 
     Raises ImageError when the images differ in size after the preprocessing.
     """
-    from PIL import Image
-
-    if preprocess.crop is None and not isinstance(preprocess.resize, tuple):
-        sizes: dict[tuple[int, int], Path] = {}
-        for path in images.files:
-            try:
-                with Image.open(path) as image:
-                    sizes.setdefault(image.size, path)
-            except OSError:
-                continue  # named with its reason when it is decoded
-        ratios = sizes if preprocess.resize is None else {w / h: p for (w, h), p in sizes.items()}
-        if len(ratios) > 1:
-            first, second = list(ratios.values())[:2]
-            raise ImageError(
-                f"the images differ in size, as {first.name} and {second.name} do",
-                where=str(images.root),
-                fix="set `data.preprocess.resize: [height, width]`, or a `crop`",
-            )
+    sizes: dict[tuple[int, int], Path] = {}
+    for path in images.files:
+        try:
+            with Image.open(path) as image:
+                sizes.setdefault(size_after(image.size, preprocess), path)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # named with its reason when it is decoded
+    if len(sizes) > 1:
+        (a, first), (b, second) = list(sizes.items())[:2]
+        raise ImageError(
+            f"the inputs differ in size: {a[0]} x {a[1]} from {first.name}, "
+            f"{b[0]} x {b[1]} from {second.name}",
+            where=str(images.root),
+            fix="set `data.preprocess.resize: [height, width]`, or a `crop`",
+        )
     return tuple(load(images.files[0], preprocess).shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 from qconvert.errors import ImageError
 from qconvert.images.folder import ImageSet
 from qconvert.images.stream import Progress, map_images, no_progress
-from qconvert.measurement.statistics import Interval, bootstrap, proportion
+from qconvert.measurement.statistics import Interval, bootstrap, decibels, proportion
 from qconvert.qconfig import Preprocess
 
 
@@ -103,9 +103,7 @@ def _sqnr(reference: np.ndarray, measured: np.ndarray) -> Interval:
     error = reference.astype(np.float64) - measured
     noise = np.square(error).reshape(len(reference), -1).sum(1)
 
-    def decibels(rows: np.ndarray) -> float:
-        # Equal outputs have no noise; 200 dB is beyond float32's precision.
-        ratio = rows[:, 0].sum() / max(rows[:, 1].sum(), 1e-20 * rows[:, 0].sum(), 1e-300)
-        return float(10 * np.log10(max(ratio, 1e-20)))
+    def ratio(rows: np.ndarray) -> float:
+        return decibels(float(rows[:, 0].sum()), float(rows[:, 1].sum()))
 
-    return bootstrap(decibels, np.stack([signal, noise], axis=1))
+    return bootstrap(ratio, np.stack([signal, noise], axis=1))

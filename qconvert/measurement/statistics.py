@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -32,6 +33,18 @@ def proportion(hits: int, total: int) -> Interval:
 
     interval = binomtest(hits, total).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(value=hits / total, low=float(interval.low), high=float(interval.high))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Ten times the decimal logarithm of a ratio of energies, between -200 and 200.
+
+    >>> decibels(100.0, 1.0), decibels(1.0, 0.0)
+    (20.0, 200.0)
+    """
+    if noise <= 0:
+        return 200.0
+    ratio = min(max(signal / noise, 1e-20), 1e20)
+    return 10 * math.log10(ratio)
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], rows: np.ndarray) -> Interval:

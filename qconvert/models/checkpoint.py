@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from qconvert.errors import ModelError
 
 NESTED_UNDER = ("state_dict",)
 PREFIX = "module."
+# What torch says when a pickle names a class or function beyond tensors.
+_NEEDS_CODE = re.compile(r"Unsupported (global|class)|allowed global|Trying to", re.IGNORECASE)
+# Batch norms count batches since PyTorch 0.4.1; older checkpoints do not, and eval needs no count.
+_COUNTER = "num_batches_tracked"
 
 
 def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> None:
@@ -22,8 +27,9 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> None:
 
     Raises ModelError that lists all missing, unexpected and wrongly shaped keys.
     """
-    state = _without_prefix(_state_dict(_read(path), key, path))
-    facts = _differences(module.state_dict(), state)
+    model = module.state_dict()
+    state = _without_prefix(_state_dict(_read(path), key, path), model)
+    facts = _differences(model, state)
     if facts:
         raise ModelError(
             facts[:20] + ([f"and {len(facts) - 20} more"] if len(facts) > 20 else []),
@@ -31,7 +37,8 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> None:
             fix="give the checkpoint of this model (its `model.kwargs` too), "
             "or name the right part with `model.checkpoint_key`",
         )
-    module.load_state_dict(state)
+    # Only counters may be missing, those of batch norms (see `_differences`).
+    module.load_state_dict(state, strict=False)
 
 
 def _read(path: Path) -> Any:
@@ -45,20 +52,15 @@ def _read(path: Path) -> Any:
             raise ModelError(f"is not a safetensors file: {error}", where=str(path)) from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needs = "holds more than weights" if "WeightsUnpickler" in str(error) else "is damaged"
+    except Exception as error:  # a damaged pickle can raise anything
+        if isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error)):
+            fact = "holds more than weights: loading it could run code, which qconvert never does"
+        else:
+            fact = "is no checkpoint that torch.save wrote, or a damaged one"
         raise ModelError(
-            f"{needs}: loading it could run code, which qconvert never does"
-            if needs.startswith("holds")
-            else f"{needs}: it is no pickle that torch.save wrote",
+            fact,
             where=str(path),
             fix="save only the weights: torch.save(model.state_dict(), 'weights.pt')",
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"is no checkpoint that torch.save wrote, or a damaged one: {error}",
-            where=str(path),
-            fix="save it again: torch.save(model.state_dict(), 'weights.pt')",
         ) from None
 
 
@@ -82,7 +84,7 @@ def _state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, Tenso
         if (
             isinstance(candidate, Mapping)
             and candidate
-            and all(isinstance(value, Tensor) for value in candidate.values())
+            and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items())
         ):
             return candidate
     raise ModelError(
@@ -92,9 +94,9 @@ def _state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, Tenso
     )
 
 
-def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drops the prefix that DataParallel gives every key."""
-    prefixed = all(key.startswith(PREFIX) for key in state)
+def _without_prefix(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drops the prefix that DataParallel gives every key, unless the model's own keys have it."""
+    prefixed = all(key.startswith(PREFIX) for key in state) and not set(state) & set(model)
     return {key.removeprefix(PREFIX) if prefixed else key: value for key, value in state.items()}
 
 
@@ -102,6 +104,8 @@ def _differences(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> li
     facts = []
     unexpected = sorted(set(state) - set(model))
     for key in sorted(set(model) - set(state)):
+        if key.endswith(_COUNTER):
+            continue
         nearest = difflib.get_close_matches(key, unexpected, n=1, cutoff=0.7)
         facts.append(f"{key} is missing" + (f" (nearest: {nearest[0]})" if nearest else ""))
     facts.extend(f"{key} is not in the model" for key in unexpected)

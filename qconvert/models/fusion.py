@@ -69,6 +69,8 @@ def fuse(graph: GraphModule, groups: Sequence[Sequence[str]] | None = None) -> F
     graph.recompile()
     followers = {} if groups is None else {b: a for g in groups for a, b in _steps(g)}
     paired, pairs = _pair_activations(graph, groups is not None, followers, folded, refused)
+    if groups is not None:
+        _check_fused(groups, refused)
     return FusedModel(
         graph, tuple(folded), tuple(paired), tuple(refused), graph.meta.get(REMOVED, ()), pairs
     )
@@ -140,6 +142,19 @@ def _check_groups(graph: GraphModule, groups: Sequence[Sequence[str]]) -> None:
         raise QConfigError(facts, where="qconfig")
 
 
+def _check_fused(groups: Sequence[Sequence[str]], refused: Sequence[Refusal]) -> None:
+    """Everything that was listed must have been fused."""
+    reasons = {refusal.operator: refusal.reason for refusal in refused}
+    facts = [
+        f"fuse.modules[{i}]: {name!r} cannot be fused: {reasons[name]}"
+        for i, group in enumerate(groups)
+        for name in group[1:]
+        if name in reasons
+    ]
+    if facts:
+        raise QConfigError(facts, where="qconfig")
+
+
 def _fold_batch_norms(
     graph: GraphModule, allowed: set[frozenset[str]] | None, refused: list[Refusal]
 ) -> list[tuple[str, ...]]:
@@ -152,7 +167,7 @@ def _fold_batch_norms(
     for node in list(graph.graph.nodes):
         if kind_of(graph, node) != "batch_norm" or node.op != "call_module":
             continue
-        layer = node.args[0]
+        layer: Any = node.args[0]
         reason = _why_not_fold(graph, layer, node)
         names = (operator_name(layer), operator_name(node))
         if reason is None and allowed is not None and frozenset(names) not in allowed:
@@ -173,7 +188,7 @@ def _fold_batch_norms(
     return folded
 
 
-def _why_not_fold(graph: GraphModule, layer: object, node: Node) -> str | None:
+def _why_not_fold(graph: GraphModule, layer: Any, node: Node) -> str | None:
     if not isinstance(layer, Node) or kind_of(graph, layer) not in WEIGHTED:
         before = operator_name(layer) if isinstance(layer, Node) else "a constant"
         return f"it follows {before}, which is no convolution or linear layer"
@@ -214,7 +229,7 @@ def _pair_activations(
     for node in graph.graph.nodes:
         if kind_of(graph, node) not in ACTIVATIONS or not node.op.startswith("call_"):
             continue
-        layer = node.args[0]
+        layer: Any = node.args[0]
         if listed_only and operator_name(node) not in followers:
             reason: str | None = "it is not in fuse.modules"
         else:
@@ -228,10 +243,12 @@ def _pair_activations(
     return paired, pairs
 
 
-def _why_not_pair(graph: GraphModule, layer: object, node: Node) -> str | None:
+def _why_not_pair(graph: GraphModule, layer: Any, node: Node) -> str | None:
     if not isinstance(layer, Node) or kind_of(graph, layer) not in PAIRED:
         before = operator_name(layer) if isinstance(layer, Node) else "a constant"
         return f"it follows {before}, which computes no activation with it"
+    if layer.op != "call_module" and kind_of(graph, layer) != "add":
+        return f"the weight of {operator_name(layer)} is not constant"
     if len(layer.users) != 1:
         return f"{operator_name(layer)} is also read before the activation"
     if kind_of(graph, node) == "clip":

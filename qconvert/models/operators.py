@@ -27,6 +27,7 @@ _MODULES: Mapping[type[nn.Module], str] = {
     nn.BatchNorm1d: "batch_norm",
     nn.BatchNorm2d: "batch_norm",
     nn.BatchNorm3d: "batch_norm",
+    nn.SyncBatchNorm: "batch_norm",
     nn.ReLU: "relu",
     nn.ReLU6: "clip",
     nn.Hardtanh: "clip",
@@ -59,11 +60,12 @@ _FUNCTIONS: Mapping[Callable[..., Any], str] = {
     torch.mean: "mean",
     torch.flatten: "flatten",
     torch.reshape: "reshape",
-    F.dropout: "identity",
-    F.dropout2d: "identity",
     getattr: "getattr",
     operator.getitem: "getitem",
 }
+
+# They drop also in eval mode unless told otherwise.
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 
 _METHODS: Mapping[str, str] = {
     "add": "add",
@@ -95,6 +97,8 @@ def kind_of(graph: GraphModule, node: Node) -> str:
         return type(module).__name__
     if node.op == "call_function":
         function = node.target
+        if function in _DROPOUTS and argument(node, 2, "training", True) is False:
+            return "identity"
         name = _FUNCTIONS.get(function) if callable(function) else None
         return name or str(getattr(function, "__name__", function))
     if node.op == "call_method":

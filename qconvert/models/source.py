@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import nn
 
 from qconvert.errors import ModelError, did_you_mean
 from qconvert.models.checkpoint import load_checkpoint
+from qconvert.models.user_code import is_users, place_of
 from qconvert.qconfig import ModelSection
 from qconvert.workspace import file_digest
 
@@ -39,7 +39,10 @@ def build(section: ModelSection) -> FloatModel:
     """
     # A source without a checkpoint may have random weights: let them be the same each time.
     torch.manual_seed(0)
-    with _recorded_imports() as imported:
+    place = section.source.rpartition(":")[0]
+    folder = Path(place).parent if place.endswith(".py") else Path.cwd()
+    before = set(sys.modules)
+    with _first_on_path(folder):
         module = _call(_resolve(section.source), section)
     if not isinstance(module, nn.Module):
         raise ModelError(
@@ -50,7 +53,9 @@ def build(section: ModelSection) -> FloatModel:
     if section.checkpoint is not None:
         load_checkpoint(module, section.checkpoint, section.checkpoint_key)
     module = module.eval().float().requires_grad_(False)
-    return FloatModel(module, {str(path): file_digest(path) for path in imported})
+    return FloatModel(
+        module, {str(path): file_digest(path) for path in _users_files(before, folder)}
+    )
 
 
 def code_digests(paths: dict[str, str]) -> dict[str, str]:
@@ -99,25 +104,23 @@ def _from_file(path: Path) -> Any:
         raise ModelError(f"{path} cannot be imported", where="model.source")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    with _first_on_path(path.parent), _user_code("importing it"):
+    with _user_code("importing it"):
         spec.loader.exec_module(module)
     return module
 
 
 def _from_package(name: str) -> Any:
-    with _first_on_path(Path.cwd()):
+    with _user_code("importing it"):
         try:
-            found = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            found = None
-        if found is None:
-            raise ModelError(
-                f"there is no module {name!r} to import",
-                where="model.source",
-                fix="install it, or run in the folder that holds it",
-            )
-        with _user_code("importing it"):
             return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and what it imports is not
+    raise ModelError(
+        f"there is no module {name!r} to import",
+        where="model.source",
+        fix="install it, or run in the folder that holds it",
+    )
 
 
 def _call(function: Callable[..., Any], section: ModelSection) -> Any:
@@ -142,22 +145,21 @@ def _user_code(doing: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise ModelError(
-            f"{doing} raised {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})",
+            f"{doing} raised {type(error).__name__}: {error}{place_of(error)}",
             where="model.source",
             fix="correct the code; --debug shows the whole traceback",
         ) from error
 
 
-@contextmanager
-def _recorded_imports() -> Iterator[list[Path]]:
-    """Collects the files of modules imported inside, but for installed packages."""
-    before = set(sys.modules)
-    files: list[Path] = []
-    yield files
-    installed = {Path(sys.prefix), Path(sys.base_prefix)}
-    for name in sorted(set(sys.modules) - before):
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and not any(Path(file).is_relative_to(folder) for folder in installed):
-            files.append(Path(file))
+def _users_files(before: set[str], folder: Path) -> list[Path]:
+    """The files of the user's own modules, but for installed packages: those imported since
+    `before`, and those below the source's folder that the process had imported already."""
+    found = set()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or not is_users(file) or Path(file).is_relative_to(sys.prefix):
+            continue
+        if name not in before or Path(file).is_relative_to(folder):
+            found.add(Path(file))
+    return sorted(found)

@@ -53,8 +53,9 @@ class QuantParams:
 def quantize(x: Tensor, params: QuantParams) -> Tensor:
     """Float32 of any shape to integers (int64) of the same shape, saturating."""
     reciprocal = 1.0 / torch.tensor(params.scale, dtype=torch.float32)
-    integers = torch.round(x * reciprocal).to(torch.int64) + params.zero_point
-    return integers.clamp(params.quant_min, params.quant_max)
+    # Saturates before it becomes an integer: a large float has no int64.
+    low, high = params.quant_min - params.zero_point, params.quant_max - params.zero_point
+    return torch.round(x * reciprocal).clamp(low, high).to(torch.int64) + params.zero_point
 
 
 def dequantize(integers: Tensor, params: QuantParams) -> Tensor:

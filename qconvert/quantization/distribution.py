@@ -117,12 +117,14 @@ def observe(x: Tensor) -> Distribution:
 
 
 def _sample(x: Tensor) -> Tensor:
-    """Evenly spaced elements, in the order of memory; an odd step visits all positions."""
+    """Evenly spaced elements, in the order of memory; every channel and position has its turn."""
     if x.dim() == 4:
         x = x.permute(0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else x
     flat = x.reshape(-1)
     step = -(-flat.numel() // SAMPLED)
-    return flat[:: step | 1] if step > 1 else flat
+    while math.gcd(step, flat.numel()) > 1:
+        step += 1  # a common divisor would skip whole channels, rows or columns
+    return flat[::step]
 
 
 def _count(values: Tensor, minimum: float, maximum: float) -> Histogram:
@@ -135,12 +137,12 @@ def _count(values: Tensor, minimum: float, maximum: float) -> Histogram:
 
 
 def _exponent(minimum: float, maximum: float) -> int:
-    """The smallest exponent at which the bins from minimum to maximum are at most BINS."""
-    span = maximum - minimum
-    exponent = max(math.frexp(span / BINS)[1] - 1 if span else 0, _SMALLEST_EXPONENT)
-    if not span:
-        magnitude = max(abs(minimum), 1e-30)
-        exponent = max(math.frexp(magnitude / BINS)[1], _SMALLEST_EXPONENT)
+    """The smallest exponent at which the bins from minimum to maximum are at most BINS.
+
+    A constant would fit into any: its bin is so narrow that other images set the exponent.
+    """
+    width = (maximum - minimum) / BINS or abs(minimum) * 2.0**-40
+    exponent = max(math.frexp(width)[1] - 1, _SMALLEST_EXPONENT) if width else _SMALLEST_EXPONENT
     while (
         math.floor(math.ldexp(maximum, -exponent)) - math.floor(math.ldexp(minimum, -exponent))
         >= BINS

@@ -5,6 +5,8 @@ Each takes a `Distribution` and the settings of the scheme, and returns (minimum
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qconvert.quantization.distribution import Distribution
@@ -26,7 +28,7 @@ def moving_average(seen: Distribution, *, percentile: float, levels: int) -> tup
 def percentile(seen: Distribution, *, percentile: float, levels: int) -> tuple[float, float]:
     """The narrowest range that leaves out at most `1 - percentile` of the values at each end."""
     counts, total = seen.histogram.counts, int(seen.histogram.counts.sum())
-    outside = (1 - percentile) * total
+    outside = left_out(percentile, total)
     below, above = np.cumsum(counts), np.cumsum(counts[::-1])
     first = int(np.searchsorted(below, outside, side="right"))
     last = len(counts) - 1 - int(np.searchsorted(above, outside, side="right"))
@@ -34,6 +36,16 @@ def percentile(seen: Distribution, *, percentile: float, levels: int) -> tuple[f
     low = (seen.histogram.first + min(first, len(counts) - 1)) * width
     high = (seen.histogram.first + max(last, 0) + 1) * width
     return max(low, seen.minimum), min(high, seen.maximum)
+
+
+def left_out(percentile: float, total: int) -> int:
+    """How many of `total` values may lie outside at each end.
+
+    >>> left_out(0.9, 10)
+    1
+    """
+    # 1 - 0.9 is 0.09999999999999998.
+    return math.floor(round((1 - percentile) * total, 6))
 
 
 def least_squares(seen: Distribution, *, percentile: float, levels: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qconvert.qconfig import WeightScheme
 from qconvert.quantization.affine import QuantParams, affine
+from qconvert.quantization.observers import left_out
 from qconvert.quantization.plan import WeightParams
 
 # -128 is left out of symmetric weights, so that w and -w have the same error.
@@ -42,6 +43,10 @@ def choose_params(weight: Tensor, scheme: WeightScheme) -> WeightParams:
 def quantized(weight: Tensor, params: WeightParams) -> Tensor:
     """The weight as a qint8 tensor of the same shape."""
     weight = weight.detach()
+    if params.scheme == "symmetric":
+        # torch would clip to -128, which symmetric weights leave out.
+        bounds = SYMMETRIC[1] * torch.tensor(params.scales).view(-1, *[1] * (weight.dim() - 1))
+        weight = torch.maximum(torch.minimum(weight, bounds), -bounds)
     if params.granularity == "per_tensor":
         scale, zero_point = params.scales[0], params.zero_points[0]
         return torch.quantize_per_tensor(weight, scale, zero_point, torch.qint8)
@@ -73,7 +78,7 @@ def _minmax(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
 
 def _percentile(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
     """Leaves out the share of values beyond the percentile at each end, rounded down."""
-    outside = int((1 - scheme.percentile) * rows.shape[1])
+    outside = left_out(scheme.percentile, rows.shape[1])
     ordered = rows.sort(dim=1).values
     return ordered[:, outside], ordered[:, rows.shape[1] - 1 - outside]
 

@@ -47,7 +47,7 @@ def make_report(session: Session) -> Report:
     budgets = check_budgets(config.budgets, accuracy, latency[0], size, coverage)
     report = Report(
         name=session.config_path.stem,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         environment=here(),
         verdict=verdict(budgets),
         budgets=budgets,

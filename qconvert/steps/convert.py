@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from qconvert import torchscript
 from qconvert.errors import ConversionError
 from qconvert.measurement.accuracy import Comparison, check_classes, compare, outputs
 from qconvert.measurement.environment import here
+from qconvert.measurement.statistics import decibels
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.classic import ClassicBackend
@@ -131,9 +130,7 @@ def _check_prediction(session: Session, plan: Plan, model: Callable[[Tensor], Te
             for m in (simulate(session, plan), model)
         ]
     signal = reference.square().sum().item()
-    predicted, found = (
-        10 * np.log10(signal / max(error, 1e-12 * signal, 1e-300)) for error in errors
-    )
+    predicted, found = (decibels(signal, error) for error in errors)
     if found < predicted - _PREDICTION_TOLERANCE_DB and found < 40:
         raise ConversionError(
             f"the int8 model has {found:.1f} dB of SQNR where its plan predicts {predicted:.1f}: "
@@ -179,7 +176,7 @@ def _proved(
     try:
         write_atomically(candidate, content)
         with session.voice.busy("verifying the file in a fresh process"):
-            verification = verify(Path(candidate), model, session.proof_images)
+            verification = verify(candidate, model, session.proof_images, session.fused.graph)
         coverage = count(torchscript.load(content), session.example)
         check_against_plan(coverage, plan)
     finally:

@@ -176,5 +176,5 @@ def test_error_in_a_parent_package_is_shown(tmp_path, monkeypatch, error):
     write(tmp_path / "proj_parent/__init__.py", f"raise {error}\n")
     write(tmp_path / "proj_parent/nets.py", NET)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match="broken|no proj_cuda here"):
+    with pytest.raises(ModelError, match=r"broken|no proj_cuda here"):
         model("proj_parent.nets:net")

@@ -1,3 +1,88 @@
-"""Torch says once a process that quantized dtypes are deprecated; this import hears it."""
+"""Converts a small network as the `convert` step does, without files."""
 
-import qconvert.torchscript  # noqa: F401
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qconvert import torchscript
+from qconvert.images.folder import ImageSet, read_folder
+from qconvert.images.preprocess import load
+from qconvert.models.fusion import FusedModel, fuse
+from qconvert.models.graph import capture
+from qconvert.qconfig import Preprocess, QuantizationSection
+from qconvert.quantization.calibration import Calibration, calibrate
+from qconvert.quantization.lowering.backend import lower
+from qconvert.quantization.lowering.classic import ClassicBackend
+from qconvert.quantization.lowering.simulated import SimulatedBackend
+from qconvert.quantization.plan import Plan, PlannedOperator
+from qconvert.quantization.planning import make_plan
+
+PREPROCESS = Preprocess(mean=(0.5,), std=(0.25,))
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A network in all its forms, and the images (N, 3, 24, 24) that it was calibrated on."""
+
+    original: nn.Module
+    fused: FusedModel
+    calibration: Calibration
+    plan: Plan
+    model: GraphModule
+    simulated: GraphModule
+    images: Tensor
+
+    def file(self, path: Path) -> Path:
+        """The TorchScript file."""
+        script = torchscript.freeze(torchscript.trace(self.model, self.images[:1]))
+        path.write_bytes(torchscript.to_bytes(script))
+        return path
+
+    def sqnr_db(self, forms: str = "model") -> float:
+        """Of a form's outputs against the original's, in dB."""
+        with torch.inference_mode():
+            want, have = self.original(self.images), getattr(self, forms)(self.images)
+        return float(10 * torch.log10(want.square().sum() / (want - have).square().sum()))
+
+    def operator(self, name: str) -> PlannedOperator:
+        """The plan's line of this name."""
+        return next(o for o in self.plan.operators if o.name == name)
+
+
+@pytest.fixture
+def image_set(tmp_path: Path, save_image: Callable[..., Path]) -> ImageSet:
+    """Twelve images of noise, 24 x 24."""
+    for i in range(12):
+        save_image(tmp_path / "images" / f"{i:02d}.png", (24, 24), seed=i)
+    return read_folder(tmp_path / "images", "none", None)
+
+
+@pytest.fixture
+def converted(image_set: ImageSet, trained: Callable[[nn.Module], nn.Module]):
+    """Converts a network that takes (N, 3, 24, 24), with these quantization settings."""
+
+    def convert(network: Callable[[], nn.Module], **settings: object) -> Converted:
+        torch.manual_seed(0)
+        original = trained(network())
+        images = torch.cat([load(path, PREPROCESS) for path in image_set.files])
+        fused = fuse(capture(original, images[:1]))
+        calibration = calibrate(fused, image_set, PREPROCESS, batch_size=4, averaging=0.01)
+        plan = make_plan(fused, calibration, QuantizationSection.model_validate(settings))
+        return Converted(
+            original,
+            fused,
+            calibration,
+            plan,
+            lower(fused, plan, ClassicBackend()),
+            lower(fused, plan, SimulatedBackend()),
+            images,
+        )
+
+    return convert

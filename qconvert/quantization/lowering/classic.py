@@ -80,10 +80,6 @@ class ClassicBackend:
 
     def same_range(self, operator: PlannedOperator, call: Call, held: TensorParams) -> Node:
         """The operators of torch that take quint8 tensors as they are."""
-        if operator.kind == "reshape":
-            # `view` raises on quantized channels-last memory; `reshape` copies it.
-            sizes = call.args[1:] or tuple(call.kwargs.values())
-            return self.graph.call_method("reshape", (call.args[0], *sizes))
         if operator.kind == "clip":
             if operator.bounds is None:
                 raise AssertionError(f"{operator.name}: planned in int8 without bounds")

@@ -19,6 +19,8 @@ from qconvert.quantization.plan import Frozen
 # differ in the last places with the number of threads.
 _RELATIVE_TOLERANCE = 1e-4
 _SECONDS = 300
+# Outputs of a trained model differ between images by more than this share.
+_TRAINED = 0.01
 
 
 class Verification(Frozen):
@@ -30,10 +32,16 @@ class Verification(Frozen):
     outputs_vary: bool
 
 
-def verify(file: Path, model: Callable[[Tensor], Tensor], images: Tensor) -> Verification:
+def verify(
+    file: Path,
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    reference: Callable[[Tensor], Tensor],
+) -> Verification:
     """Loads `file` in a fresh process, runs it at batch sizes 1 and 3, compares with `model`.
 
-    `images` is (N, channels, height, width) with N at least 3 (images may repeat).
+    `images` is (N, channels, height, width) with N at least 3 (images may repeat). `reference` is
+    the float model, whose outputs tell whether equal outputs are the fault of int8.
 
     Raises ConversionError when the file does not load or run, differs from the model in memory,
     or computes what is not finite or the same for different images.
@@ -56,7 +64,7 @@ def verify(file: Path, model: Callable[[Tensor], Tensor], images: Tensor) -> Ver
     different_images = len(torch.unique(images, dim=0)) > 1
     vary = bool((singles != singles[:1]).any())
     if different_images and not vary:
-        raise _failure("gives the same output for all images")
+        raise _constant(images, reference)
     return Verification(
         batch_sizes=(1, 3), largest_difference=difference, outputs_finite=True, outputs_vary=vary
     )
@@ -76,6 +84,20 @@ def _run(file: Path, batches: list[Tensor]) -> list[Tensor]:
             raise _failure(f"does not run in a fresh process: {lines[-1] if lines else 'it died'}")
         found: list[Tensor] = torch.load(outputs, weights_only=True)
         return found
+
+
+def _constant(images: Tensor, reference: Callable[[Tensor], Tensor]) -> ConversionError:
+    with torch.inference_mode():
+        outputs = reference(images)
+    spread = float((outputs - outputs[:1]).abs().max() / outputs.abs().max().clamp(min=1e-12))
+    if spread < _TRAINED:
+        return ConversionError(
+            f"the int8 file gives the same output for all images, and the float model nearly so "
+            f"(they differ by {spread:.1g} of its output)",
+            where="verification",
+            fix="give the trained weights with `model.checkpoint`, and images that differ",
+        )
+    return _failure("gives the same output for all images")
 
 
 def _failure(fact: str) -> ConversionError:

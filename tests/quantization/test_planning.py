@@ -1,0 +1,128 @@
+"""What the qconfig's quantization section does to the plan and to the model."""
+
+from __future__ import annotations
+
+import networks
+import pytest
+import torch
+
+from qconvert.errors import QConfigError
+
+
+def precisions(result) -> dict[str, str]:
+    """Precision by operator name."""
+    return {o.name: o.precision for o in result.plan.operators}
+
+
+@pytest.mark.parametrize(
+    "rule", [{"match": "conv1"}, {"match": "conv?"}, {"match": "conv1*"}], ids=str
+)
+def test_rule_keeps_matching_layers_in_float(converted, rule: dict) -> None:
+    result = converted(networks.Residual, layers=[{**rule, "precision": "float32"}])
+    found = precisions(result)
+    assert found["conv1"] == "float32"
+    assert found["conv2"] == ("float32" if "?" in rule["match"] else "int8")
+    assert found["stem.0"] == "int8"
+    assert "the qconfig asks for it" in (result.operator("conv1").reason or "")
+    assert result.sqnr_db() > 25
+
+
+def test_rule_on_a_module_holds_for_everything_in_it(converted) -> None:
+    result = converted(networks.Recurrent, layers=[{"match": "features", "precision": "float32"}])
+    assert precisions(result)["features.0"] == "float32"
+
+
+def test_rule_by_type_and_last_match_wins(converted) -> None:
+    layers = [{"type": "Conv2d", "precision": "float32"}, {"match": "conv2", "precision": "int8"}]
+    found = precisions(converted(networks.Residual, layers=layers))
+    assert [found[name] for name in ("stem.0", "conv1", "conv2", "head")] == [
+        "float32", "float32", "int8", "int8",
+    ]  # fmt: skip
+
+
+def test_all_in_float_equals_the_original(converted) -> None:
+    rule = {"match": "*", "precision": "float32"}
+    result = converted(networks.Residual, layers=[rule])
+    assert set(precisions(result).values()) == {"float32"}
+    assert result.sqnr_db() > 100
+
+
+def test_rules_that_match_nothing_are_listed_with_the_nearest_name(converted) -> None:
+    layers = [{"match": "conv9", "precision": "float32"}, {"type": "Conv2", "precision": "int8"}]
+    with pytest.raises(QConfigError) as error:
+        converted(networks.Residual, layers=layers)
+    assert "layers[0]: match: conv9 matches no operator; did you mean 'conv" in str(error.value)
+    assert "layers[1]: type: Conv2 matches no operator; did you mean 'Conv2d'" in str(error.value)
+
+
+def test_int8_that_does_not_exist_is_refused(converted) -> None:
+    with pytest.raises(QConfigError, match="lstm cannot be int8: this version has no int8 LSTM"):
+        converted(networks.Recurrent, layers=[{"match": "lstm", "precision": "int8"}])
+
+
+def test_int8_that_is_slow_is_done_when_asked(converted) -> None:
+    result = converted(networks.odd_depthwise, layers=[{"match": "3", "precision": "int8"}])
+    assert precisions(result)["3"] == "int8"
+    assert result.sqnr_db() > 25
+
+
+def test_layer_has_its_own_observers(converted) -> None:
+    layers = [
+        {"match": "0", "activations": {"observer": "minmax"},
+         "weights": {"observer": "minmax", "scheme": "affine"}},
+    ]  # fmt: skip
+    result = converted(networks.plain, layers=layers)
+    first, second = result.operator("0"), result.operator("3")
+    assert result.plan.tensors[first.value].observer == "minmax"
+    assert result.plan.tensors[second.value].observer == "histogram"
+    assert (first.weight.granularity, len(first.weight.scales)) == ("per_tensor", 1)
+    assert (second.weight.granularity, len(second.weight.scales)) == ("per_channel", 32)
+    assert result.sqnr_db() > 20
+
+
+@pytest.mark.parametrize("activations", ["affine", "symmetric"])
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_every_scheme_computes_what_its_plan_predicts(
+    converted, activations: str, scheme: str, granularity: str
+) -> None:
+    result = converted(
+        networks.Residual,
+        activations={"scheme": activations},
+        weights={"observer": "histogram", "scheme": scheme, "granularity": granularity},
+    )
+    assert result.sqnr_db() > 20
+    assert abs(result.sqnr_db() - result.sqnr_db("simulated")) < 1.5
+    zero = torch.zeros(1)
+    for held in result.plan.tensors.values():
+        q = torch.quantize_per_tensor(zero, held.scale, held.zero_point, torch.quint8)
+        assert q.dequantize().item() == 0
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_without_vnni_no_activation_needs_more_than_seven_bits(converted, isa: str) -> None:
+    """Also for images that go beyond the calibrated ranges, which 8 bits could still hold."""
+    result = converted(networks.relu6, isa=isa)
+    largest = []
+    for module in result.model.modules():
+        module.register_forward_pre_hook(
+            lambda m, args: (
+                largest.append(int(args[0].int_repr().max())) if args[0].is_quantized else None
+            )
+        )
+    with torch.inference_mode():
+        result.model(result.images * 3)
+    assert len(largest) >= 3
+    assert max(largest) == 127
+    assert result.sqnr_db() > 20
+
+
+def test_same_inputs_give_the_same_plan(converted) -> None:
+    first, second = converted(networks.Residual), converted(networks.Residual)
+    assert first.plan.to_json() == second.plan.to_json()
+    assert first.plan.digest() == second.plan.digest()
+
+
+def test_plan_is_read_back_as_it_was_written(converted) -> None:
+    plan = converted(networks.Residual).plan
+    assert type(plan).model_validate_json(plan.to_json()) == plan
