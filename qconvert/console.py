@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -20,7 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table as RichTable
 
-from qconvert.reports.tables import Table
+if TYPE_CHECKING:  # a message about a qconfig must not wait for torch
+    from qconvert.reports.tables import Table
 
 
 class Console:

@@ -53,9 +53,8 @@ def build(section: ModelSection) -> FloatModel:
     if section.checkpoint is not None:
         load_checkpoint(module, section.checkpoint, section.checkpoint_key)
     module = module.eval().float().requires_grad_(False)
-    return FloatModel(
-        module, {str(path): file_digest(path) for path in _users_files(before, folder)}
-    )
+    files = [] if place == "torchvision" else _users_files(before, folder)
+    return FloatModel(module, {str(path): file_digest(path) for path in files})
 
 
 def code_digests(paths: dict[str, str]) -> dict[str, str]:

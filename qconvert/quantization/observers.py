@@ -29,6 +29,8 @@ def percentile(seen: Distribution, *, percentile: float, levels: int) -> tuple[f
     """The narrowest range that leaves out at most `1 - percentile` of the values at each end."""
     counts, total = seen.histogram.counts, int(seen.histogram.counts.sum())
     outside = left_out(percentile, total)
+    if outside == 0:  # the histogram counts a sample, the ends are those of all values
+        return seen.minimum, seen.maximum
     below, above = np.cumsum(counts), np.cumsum(counts[::-1])
     first = int(np.searchsorted(below, outside, side="right"))
     last = len(counts) - 1 - int(np.searchsorted(above, outside, side="right"))

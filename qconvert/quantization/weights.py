@@ -84,7 +84,7 @@ def _percentile(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
 
 
 def _least_squares(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
-    """Both ends shrunk by the one share, of 40, with the least squared error."""
+    """Both ends shrunk by the one share, of 41, with the least squared error."""
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
     if scheme.scheme == "symmetric":
         high = torch.maximum(-low, high)
