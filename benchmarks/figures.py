@@ -1,0 +1,198 @@
+"""Measures every figure of the README and writes them between its markers.
+
+    make figures            (about 3 minutes; close other programs first)
+
+Each row names the command that gives it, so that it can be repeated alone.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qconvert.qconfig import BudgetSection, QConfig
+from qconvert.qconfig_file import load
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- figures -->", "<!-- /figures -->"
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure as text."""
+
+    figure: str
+    wanted: str
+    found: str
+    command: str
+
+
+def run(*command: str) -> str:
+    """stdout of a command run in the project's folder."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(command)} failed with {done.returncode}")
+    return done.stdout
+
+
+def benchmark(path: str, *options: str) -> dict[str, Any]:
+    """The report of `qconvert benchmark`."""
+    command = (str(BIN / "qconvert"), "benchmark", path, "--json", "--quiet", *options)
+    return json.loads(run(*command))["report"]
+
+
+def interval(value: dict[str, float], form: str = "{:.4f}") -> str:
+    """A figure with its 95 % interval."""
+    low, high = form.format(value["low"]), form.format(value["high"])
+    return f"{form.format(value['value'])} ({low} to {high})"
+
+
+def fashion_rows() -> list[Row]:
+    """The embedded sample against the budgets of its qconfig."""
+    path = "configs/fashion.yaml"
+    budgets = load(ROOT / path).budgets
+    report = benchmark(path, "--force")
+    command = f"`qconvert benchmark {path}`"
+    accuracy = report["accuracy"]
+    drop = accuracy["float_top1"]["value"] - accuracy["top1"]["value"]
+    name = "Fashion sample, 2,000 images: "
+    return [
+        Row(name + "float top-1", "", interval(accuracy["float_top1"]), command),
+        Row(name + "int8 top-1", "", interval(accuracy["top1"]), command),
+        Row(name + "loss", f"≤ {budgets.max_accuracy_drop}", f"{drop:.4f}", command),
+        Row(
+            name + "agreement",
+            f"≥ {budgets.min_agreement}",
+            interval(accuracy["agreement"]),
+            command,
+        ),
+        Row(name + "SQNR", "", interval(accuracy["sqnr_db"], "{:.1f}") + " dB", command),
+        *common_rows("Fashion sample: ", report, budgets, command),
+    ]
+
+
+def mobilenet_rows() -> list[Row]:
+    """The official MobileNetV2 weights on photographs that did not calibrate."""
+    path = "configs/mobilenet_v2.yaml"
+    budgets = load(ROOT / path).budgets
+    report = benchmark(path, "--force")
+    accuracy = report["accuracy"]
+    command = "`make demo-imagenet`"
+    name = "MobileNetV2, 50 crops of 10 photographs: "
+    return [
+        Row(name + "SQNR", "≥ 10 dB", interval(accuracy["sqnr_db"], "{:.1f}") + " dB", command),
+        Row(name + "agreement", "", interval(accuracy["agreement"]), command),
+        Row(name + "float top-1", "", interval(accuracy["float_top1"]), command),
+        Row(name + "int8 top-1", "", interval(accuracy["top1"]), command),
+        *common_rows("MobileNetV2: ", report, budgets, command),
+    ]
+
+
+def common_rows(
+    name: str, report: dict[str, Any], budgets: BudgetSection, command: str
+) -> list[Row]:
+    """Coverage, size and speed."""
+    coverage, size = report["coverage"], report["size"]
+    at_most = "" if budgets.max_size_ratio is None else f"≤ {budgets.max_size_ratio}"
+    rows = [
+        Row(
+            name + "multiply-accumulates in int8",
+            f"≥ {budgets.min_int8_macs}",
+            f"{coverage['int8_macs_share']:.4f}",
+            command,
+        ),
+        Row(
+            name + "file, int8 over float",
+            at_most,
+            f"{size['ratio']:.3f} ({size['int8_bytes'] / 1e6:.2f} MB)",
+            command,
+        ),
+    ]
+    for i, row in enumerate(report["latency"]):
+        float_ms, int8_ms = (
+            t["median_s"]["value"] * 1e3 for t in (row["baseline"], row["models"]["int8"])
+        )
+        threads = f"{row['threads']} thread" + ("s" if row["threads"] > 1 else "")
+        speedup = interval(row["speedups"]["int8"], "{:.2f}")
+        rows.append(
+            Row(
+                f"{name}times faster than the fastest float form, {threads}",
+                f"≥ {budgets.min_speedup}" if i == 0 else "",
+                f"{speedup}; {float_ms:.2f} to {int8_ms:.2f} ms ({row['baseline']['form']})",
+                command,
+            )
+        )
+    return rows
+
+
+def t10k_rows() -> list[Row]:
+    """Float top-1 on all 10,000 test images, where Debian's dataset is installed."""
+    script = "sample_models/fashion/train.py"
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        return []
+    found = run(sys.executable, script, "--evaluate").split()[-1]
+    name = "Fashion sample, float top-1 on all 10,000 test images"
+    return [Row(name, "≥ 0.925", found, f"`python {script} --evaluate`")]
+
+
+def help_row() -> Row:
+    """How long `--help` takes."""
+    seconds = []
+    for _ in range(9):
+        start = time.perf_counter()
+        run(str(BIN / "qconvert"), "--help")
+        seconds.append(time.perf_counter() - start)
+    low, high = min(seconds), max(seconds)
+    found = f"{statistics.median(seconds):.2f} s ({low:.2f} to {high:.2f})"
+    return Row("`qconvert --help`, without torch", "≤ 0.6 s", found, "`qconvert --help`")
+
+
+def second_run_row() -> Row:
+    """What a second benchmark writes."""
+    config: QConfig = load(ROOT / "configs/fashion.yaml")
+
+    def times() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in config.output.iterdir()}
+
+    before = times()
+    benchmark("configs/fashion.yaml", "--set", "benchmark.seconds=0.5")
+    after = times()
+    written = sorted(name for name in after if before.get(name) != after[name])
+    return Row(
+        "Files that a second `benchmark` writes",
+        "the report",
+        ", ".join(f"`{name}`" for name in written),
+        "`qconvert benchmark configs/fashion.yaml`, twice",
+    )
+
+
+def main() -> None:
+    """Measures, then rewrites the part of the file between the markers."""
+    target = Path(sys.argv[1])
+    rows = [*fashion_rows(), second_run_row(), *t10k_rows(), *mobilenet_rows(), help_row()]
+    machine = json.loads((ROOT / "build/fashion/report.json").read_text())["environment"]
+    lines = [
+        START,
+        f"Measured on {time.strftime('%Y-%m-%d')} by `make figures`: {machine['cpu']}, "
+        f"{machine['cores']} cores, {'' if machine['vnni'] else 'no '}VNNI; "
+        f"torch {machine['torch']}, Python {machine['python']}. In brackets: 95 % intervals.",
+        "",
+        "| figure | wanted | found | command |",
+        "| --- | --- | --- | --- |",
+        *(f"| {row.figure} | {row.wanted} | {row.found} | {row.command} |" for row in rows),
+        END,
+    ]
+    text = target.read_text(encoding="utf-8")
+    before, after = text[: text.index(START)], text[text.index(END) + len(END) :]
+    target.write_text(before + "\n".join(lines) + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

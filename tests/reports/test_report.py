@@ -1,0 +1,244 @@
+"""The report: budgets at their limits, the verdict, and the same figures in every format."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qconvert.measurement.accuracy import Comparison
+from qconvert.measurement.environment import Environment
+from qconvert.measurement.latency import Latency, Timing
+from qconvert.measurement.statistics import Interval
+from qconvert.qconfig import BudgetSection
+from qconvert.reports.markdown import to_markdown
+from qconvert.reports.record import (
+    Budget,
+    FloatOperator,
+    Int8Share,
+    Report,
+    Size,
+    check_budgets,
+    verdict,
+)
+from qconvert.reports.tables import all_tables
+
+
+def interval(value: float, low: float | None = None, high: float | None = None) -> Interval:
+    return Interval(value=value, low=low or value, high=high or value)
+
+
+# 0.903 - 0.9 is 0.0030000000000000027.
+ACCURACY = Comparison(
+    images=12000,
+    float_top1=interval(0.903, 0.8911, 0.9122),
+    top1=interval(0.9, 0.8833, 0.9044),
+    float_top5=interval(0.9912, 0.9855, 0.9966),
+    top5=interval(0.9877, 0.9788, 0.9899),
+    agreement=interval(0.97, 0.9611, 0.9722),
+    sqnr_db=interval(31.44, 30.11, 32.22),
+)
+UNLABELLED = ACCURACY.model_copy(
+    update=dict.fromkeys(("float_top1", "top1", "float_top5", "top5"), None)
+)
+DENSE = UNLABELLED.model_copy(update={"agreement": None})
+SIZE = Size(float_bytes=44_780_000, int8_bytes=11_195_000, ratio=0.25)
+COVERAGE = Int8Share(
+    int8_operators=21,
+    float_operators=13,
+    boundaries=6,
+    int8_macs=1_234_500_000,
+    macs=1_646_000_000,
+    int8_macs_share=0.75,
+    in_float=(FloatOperator(name="head|gate.act", kind="PReLU", reason="no int8 | PReLU"),),
+)
+
+
+def timing(name: str, milliseconds: float) -> Timing:
+    """`milliseconds` as the median, half as much more at p90, and twice as much at p99."""
+    return Timing(
+        model=name,
+        form="frozen, channels last" if name == "float" else "as saved",
+        calls=1234,
+        median_s=interval(milliseconds / 1e3),
+        p90_s=milliseconds * 1.5e-3,
+        p99_s=milliseconds * 2e-3,
+        middle_half_s=(milliseconds / 1e3, milliseconds / 1e3),
+        images_per_s=4e3 / milliseconds,
+    )
+
+
+def latency(threads: int, milliseconds: float, unsteady: tuple[str, ...] = ()) -> Latency:
+    return Latency(
+        batch_size=4,
+        threads=threads,
+        baseline=timing("float", 2.5 * milliseconds),
+        models={"int8": timing("int8", milliseconds)},
+        speedups={"int8": interval(2.5, 2.3111, 2.6222)},
+        float_forms_s={f"form {i}": 0.1 for i in range(6)},
+        unsteady=unsteady,
+    )
+
+
+LATENCY = (latency(1, 8.24), latency(6, 1.312, ("int8",)))
+
+
+def report(accuracy: Comparison = ACCURACY, **limits: float) -> Report:
+    budgets = check_budgets(BudgetSection(**limits), accuracy, LATENCY[0], SIZE, COVERAGE)
+    return Report(
+        name="my_net",
+        created="2026-01-02T03:04:05+00:00",
+        environment=Environment(
+            qconvert="0.1.0", torch="2.99.1", python="3.11.4", system="Linux x86_64",
+            cpu="Some CPU @ 3 GHz", cores=16, vnni=False,
+        ),
+        verdict=verdict(budgets),
+        budgets=budgets,
+        accuracy=accuracy,
+        latency=LATENCY,
+        size=SIZE,
+        coverage=COVERAGE,
+        notes=("There are no labels.", "The machine was busy."),
+        digests={"float.pt": "ab" * 32},
+        qconfig={"version": 1, "data": {"calibration": "images", "evaluation": None}},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "at_limit", "missed"),
+    [
+        ("max_accuracy_drop", 0.003, 0.00299),
+        ("min_agreement", 0.97, 0.97001),
+        ("min_speedup", 2.5, 2.50001),
+        ("max_size_ratio", 0.25, 0.24999),
+        ("min_int8_macs", 0.75, 0.75001),
+    ],
+)
+def test_budget_is_met_at_its_limit_and_missed_beyond(
+    name: str, at_limit: float, missed: float
+) -> None:
+    (met,) = report(**{name: at_limit}).budgets
+    assert (met.name, met.limit, met.met) == (name, at_limit, True)
+    assert met.found == pytest.approx(at_limit)
+    (beyond,) = report(**{name: missed}).budgets
+    assert not beyond.met
+    assert beyond.found == met.found
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "limits", "met"),
+    [
+        (UNLABELLED, {"max_accuracy_drop": 1.0}, False),
+        (UNLABELLED, {"min_agreement": 0.5}, True),
+        (DENSE, {"min_agreement": 0.0}, False),
+        (DENSE, {"max_accuracy_drop": 1.0}, False),
+        (DENSE, {"min_speedup": 1.0}, True),
+    ],
+)
+def test_what_cannot_be_measured_is_not_met(
+    accuracy: Comparison, limits: dict[str, float], met: bool
+) -> None:
+    found = report(accuracy, **limits)
+    assert found.budgets[0].met is met
+    assert (found.budgets[0].found is None) == (not met)
+    assert found.verdict == ("all budgets met" if met else "budgets missed")
+    assert ("| not measurable | MISSED |" in to_markdown(found)) == (not met)
+
+
+def test_int8_better_than_float_meets_a_drop_of_nothing() -> None:
+    swapped = ACCURACY.model_copy(update={"top1": ACCURACY.float_top1, "float_top1": ACCURACY.top1})
+    assert report(swapped, max_accuracy_drop=0.0).verdict == "all budgets met"
+    assert report(max_accuracy_drop=0.0).verdict == "budgets missed"
+
+
+def test_budgets_judge_the_first_setting_of_int8() -> None:
+    slow = LATENCY[0].model_copy(update={"speedups": {"fused": interval(9), "int8": interval(1.5)}})
+    (budget,) = check_budgets(BudgetSection(min_speedup=2), ACCURACY, slow, SIZE, COVERAGE)
+    assert (budget.found, budget.met) == (1.5, False)
+
+
+def test_unset_budgets_are_not_judged() -> None:
+    found = report()
+    assert (found.budgets, found.verdict) == ((), "no budgets set")
+    assert "Budgets" not in to_markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("met", "words"),
+    [
+        ((), "no budgets set"),
+        ((True,), "all budgets met"),
+        ((True, True), "all budgets met"),
+        ((True, False), "budgets missed"),
+        ((False,), "budgets missed"),
+    ],
+)
+def test_verdict_words(met: tuple[bool, ...], words: str) -> None:
+    assert verdict(tuple(Budget(name="b", limit=1, found=1, met=m) for m in met)) == words
+
+
+SHOWN = [
+    # What, when and where.
+    "my_net", "2026-01-02T03:04:05+00:00", "Some CPU @ 3 GHz", "16 cores", "no VNNI", "0.1.0",
+    "2.99.1", "**budgets missed.**",
+    # Accuracy.
+    "12,000 images", "| top-1 | 0.9030 (0.8911 to 0.9122) | 0.9000 (0.8833 to 0.9044) |",
+    "| top-5 | 0.9912 (0.9855 to 0.9966) | 0.9877 (0.9788 to 0.9899) |",
+    "| same answer as float |  | 0.9700 (0.9611 to 0.9722) |", "31.4 dB (30.1 to 32.2)",
+    # Latency, at both thread counts.
+    "Latency, batch 4, 1 thread\n", "Latency, batch 4, 6 threads\n",
+    "| float | 20.6 ms | 30.9 ms | 41.2 ms | 194 | 1.00 |",
+    "| int8 | 8.24 ms | 12.4 ms | 16.5 ms | 485 | 2.50x (2.31 to 2.62) |",
+    "| float | 3.28 ms | 4.92 ms | 6.56 ms | 1,220 | 1.00 |",
+    "| int8 | 1.31 ms | 1.97 ms | 2.62 ms | 3,049 | 2.50x (2.31 to 2.62) |",
+    "frozen, channels last, the fastest of 6 forms", "unsteady on this machine now: int8",
+    # Size and coverage.
+    "44.78 MB", "11.20 MB", "0.250", "1,646.0 M", "1,234.5 M in int8", "0.7500",
+    "21 int8 operators", "13 in float", "6 boundaries",
+    # Budgets and notes.
+    "| min_speedup | 3 | 2.5000 | MISSED |", "| max_size_ratio | 0.3 | 0.2500 | met |",
+    "- There are no labels.", "- The machine was busy.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_markdown_holds_every_figure(shown: str) -> None:
+    assert shown in to_markdown(report(min_speedup=3, max_size_ratio=0.3))
+
+
+@pytest.mark.parametrize("accuracy", [ACCURACY, UNLABELLED, DENSE])
+def test_rows_have_their_cells_also_with_pipes_in_them(accuracy: Comparison) -> None:
+    """A renderer splits a row at each pipe that is not escaped; a table ends at an empty line."""
+    markdown = to_markdown(report(accuracy, min_speedup=1))
+    tables = [block for block in markdown.split("\n\n") if block.startswith("|")]
+    assert len(tables) == len(all_tables(report(accuracy, min_speedup=1)))
+    for table in tables:
+        cells = [re.split(r"(?<!\\)\|", row) for row in table.splitlines()]
+        assert len({len(row) for row in cells}) == 1, table
+        assert all(re.fullmatch(r" -+:? ", cell) for cell in cells[1][1:-1])
+    assert r"| head\|gate.act | PReLU | no int8 \| PReLU |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "names"),
+    [
+        (ACCURACY, ["top-1", "top-5", "same answer as float", "SQNR of the outputs"]),
+        (UNLABELLED, ["same answer as float", "SQNR of the outputs"]),
+        (DENSE, ["SQNR of the outputs"]),
+    ],
+)
+def test_accuracy_has_rows_for_what_was_measured(accuracy: Comparison, names: list[str]) -> None:
+    assert [row[0] for row in all_tables(report(accuracy))[0].rows] == names
+
+
+@pytest.mark.parametrize("accuracy", [ACCURACY, UNLABELLED, DENSE])
+def test_json_is_read_back_as_it_was(accuracy: Comparison) -> None:
+    original = report(accuracy, min_speedup=3, max_accuracy_drop=0.01)
+    again = Report.model_validate_json(original.model_dump_json())
+    assert again == original
+    assert to_markdown(again) == to_markdown(original)
+
+
+def test_unknown_key_in_json_is_refused() -> None:
+    with pytest.raises(ValueError, match="colour"):
+        Report.model_validate({**report().model_dump(), "colour": "red"})
