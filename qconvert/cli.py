@@ -144,8 +144,11 @@ def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool
 
 def _settings(config: QConfig) -> list[str]:
     """The resolved settings, a line a section."""
+    from qconvert.qconfig_file import with_relative_paths
+
     lines = []
-    for section, values in config.resolved().items():
+    settings = with_relative_paths(config, Path.cwd())
+    for section, values in settings.items():
         if isinstance(values, dict):
             shown = ", ".join(f"{k}={_short(v)}" for k, v in values.items() if v not in (None, []))
         else:

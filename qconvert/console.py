@@ -87,7 +87,11 @@ class Console:
                 caption=escape(table.note) or None, caption_justify="left",
             )  # fmt: skip
             for i, column in enumerate(table.columns):
-                drawn.add_column(escape(column), justify="right" if i else "left", overflow="fold")
+                drawn.add_column(
+                    escape(column),
+                    justify="right" if i and not table.words else "left",
+                    overflow="fold",
+                )
             for row in table.rows:
                 drawn.add_row(*(escape(cell) for cell in row))
             self._out.print(drawn)

@@ -1,7 +1,7 @@
 """The only importer of torch.jit: traces, freezes, saves and loads.
 
-Saved files are reproducible: the same module gives the same bytes in any process, and no path of
-the machine that made a file travels in it.
+Saved files name no path of the machine that made them, and those of frozen modules are
+reproducible: the same module gives the same bytes in any process.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def optimize_for_inference(module: torch.jit.ScriptModule) -> torch.jit.ScriptMo
 
 
 def to_bytes(module: torch.jit.ScriptModule, extra: Mapping[str, str] | None = None) -> bytes:
-    """Serializes a module with extra text files, reproducibly."""
+    """Serializes a module with extra text files; reproducibly, if it is frozen."""
     with quiet():
         buffer = io.BytesIO()
         torch.jit.save(module, buffer, _extra_files=dict(extra or {}))
@@ -118,17 +119,31 @@ def _canonical(archive: bytes) -> bytes:
 _WRITERS_OWN = frozenset({"version", "byteorder", ".data/serialization_id"})
 
 
-def graph_values(
-    module: torch.jit.ScriptModule, kinds: Collection[str], example: Tensor
-) -> list[tuple[torch._C.Node, Tensor, Tensor]]:
-    """Runs a frozen module and returns each node of the given kinds, its first input, its output.
+@dataclass(frozen=True)
+class Executed:
+    """A node of a graph with the tensors that it read, by position, and its (first) result."""
 
-    The nodes are those of the saved graph, in its order; the values are read by running a copy of
-    the graph that returns them.
+    node: torch._C.Node
+    inputs: dict[int, Tensor]
+    output: Tensor
+
+
+def graph_values(module: torch.jit.ScriptModule, example: Tensor) -> list[Executed]:
+    """Runs a frozen module and returns its nodes that compute tensors, in the order of the graph.
+
+    The nodes are those of the saved graph; the values are read by running a copy of the graph that
+    returns them, so all are in memory together.
     """
     graph = module.graph.copy()
-    nodes = [node for node in graph.nodes() if node.kind() in kinds]
-    wanted = [value for node in nodes for value in (node.inputsAt(0), node.output())]
+    nodes = [
+        node
+        for node in graph.nodes()
+        if not node.kind().startswith("prim::") and _is_tensor(node.outputsAt(0))
+    ]
+    positions = [[i for i, v in enumerate(node.inputs()) if _is_tensor(v)] for node in nodes]
+    wanted = []
+    for node, read in zip(nodes, positions, strict=True):
+        wanted += [node.outputsAt(0), *(node.inputsAt(i) for i in read)]
     collect = graph.create("prim::ListConstruct", wanted, 1)
     collect.output().setType(torch._C.ListType.ofTensors())
     graph.appendNode(collect)
@@ -136,5 +151,12 @@ def graph_values(
     graph.registerOutput(collect.output())
     function = torch._C._create_function_from_graph("values", graph)
     with torch.inference_mode():
-        values = function(module._c, example)
-    return list(zip(nodes, values[0::2], values[1::2], strict=True))
+        values = iter(function(module._c, example))
+    return [
+        Executed(node, output=next(values), inputs={i: next(values) for i in read})
+        for node, read in zip(nodes, positions, strict=True)
+    ]
+
+
+def _is_tensor(value: torch._C.Value) -> bool:
+    return value.type().kind() == "TensorType"

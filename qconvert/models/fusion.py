@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qconvert.errors import QConfigError, did_you_mean
-from qconvert.models.graph import REMOVED, operator_name
+from qconvert.models.graph import REMOVED
 from qconvert.models.operators import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -22,6 +22,7 @@ from qconvert.models.operators import (
     clip_bounds,
     kind_of,
     module_of,
+    operator_name,
     shape_of,
 )
 

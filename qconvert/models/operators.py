@@ -15,6 +15,8 @@ CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, "linear")
 ACTIVATIONS = ("relu", "clip")
+# Where a captured graph holds the operator's name in `node.meta`.
+NAME = "operator_name"
 
 _MODULES: Mapping[type[nn.Module], str] = {
     nn.Conv1d: "conv1d",
@@ -79,6 +81,11 @@ _METHODS: Mapping[str, str] = {
     "view": "reshape",
     "size": "size",
 }
+
+
+def operator_name(node: Node) -> str:
+    """The name that people know: the module's path, or its owner's path and the function."""
+    return str(node.meta.get(NAME, node.name))
 
 
 def module_of(graph: GraphModule, node: Node) -> Any:

@@ -18,8 +18,7 @@ from qconvert.errors import ImageError
 from qconvert.images.folder import ImageSet
 from qconvert.images.stream import Progress, map_images, no_progress
 from qconvert.models.fusion import FusedModel
-from qconvert.models.graph import operator_name
-from qconvert.models.operators import is_tensor
+from qconvert.models.operators import is_tensor, operator_name
 from qconvert.qconfig import Preprocess
 from qconvert.quantization.distribution import Distribution, Histogram, NotFiniteError, observe
 

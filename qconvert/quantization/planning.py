@@ -10,13 +10,13 @@ from torch.fx import Node
 
 from qconvert.errors import QConfigError, did_you_mean
 from qconvert.models.fusion import FusedModel
-from qconvert.models.graph import operator_name
 from qconvert.models.operators import (
     clip_bounds,
     computes_tensors,
     kind_of,
     module_of,
     multiply_accumulates,
+    operator_name,
     tensor_inputs,
 )
 from qconvert.qconfig import ActivationScheme, Isa, LayerRule, QuantizationSection

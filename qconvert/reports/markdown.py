@@ -30,5 +30,6 @@ def _rows(table: Table) -> list[str]:
     def row(cells: tuple[str, ...]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = "|" + "|".join([" --- "] + [" ---: "] * (len(table.columns) - 1)) + "|"
+    other = " --- " if table.words else " ---: "
+    rule = "|" + "|".join([" --- "] + [other] * (len(table.columns) - 1)) + "|"
     return [row(table.columns), rule, *(row(cells) for cells in table.rows)]

@@ -13,12 +13,16 @@ from qconvert.reports.record import Report
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the names of the columns and rows of text; the first column is left-aligned."""
+    """A title, the names of the columns and rows of text.
+
+    The first column is left-aligned, and so are the others when they hold `words`, not numbers.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    words: bool = False
 
 
 def all_tables(report: Report) -> list[Table]:
@@ -30,7 +34,7 @@ def all_tables(report: Report) -> list[Table]:
     ]
     if report.coverage.in_float:
         rows = tuple((o.name, o.kind, o.reason) for o in report.coverage.in_float)
-        tables.append(Table("In float", ("operator", "kind", "reason"), rows))
+        tables.append(Table("In float", ("operator", "kind", "reason"), rows, words=True))
     if report.budgets:
         tables.append(_budget_table(report))
     return tables

@@ -156,7 +156,6 @@ def _manifest(
         "classes": session.evaluation_images.classes,
         "digests": {
             "checkpoint": file_digest(checkpoint) if checkpoint else None,
-            "float_model": fused_record["files"][FLOAT],
             "fused_model": fused_record["files"][FUSED],
             "calibration_images": session.calibration_images.digest,
             "evaluation_images": session.evaluation_images.digest,

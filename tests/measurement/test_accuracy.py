@@ -79,6 +79,14 @@ def test_of_equal_outputs_the_first_class_is_the_answer(
     assert shares == (top1, top5, agreement)
 
 
+@pytest.mark.parametrize(("label", "top1", "top5"), [(0, 1, 1), (4, 0, 1), (5, 0, 0)])
+def test_first_of_a_thousand_equal_outputs_is_the_answer(label: int, top1: int, top5: int) -> None:
+    """Sorting many values needs care that few do not."""
+    same = np.ones((1, 1000), np.float32)
+    found = compare(same, same, image_set([label], 1, 1000))
+    assert (found.top1.value, found.top5.value, found.agreement.value) == (top1, top5, 1)
+
+
 def test_without_labels_there_is_only_agreement() -> None:
     found = compare(FLOAT, MEASURED, image_set(None))
     assert (found.float_top1, found.top1, found.float_top5, found.top5) == (None,) * 4

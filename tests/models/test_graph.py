@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from qconvert.errors import ConversionError
-from qconvert.models.graph import REMOVED, capture, operator_name
+from qconvert.models.graph import REMOVED, capture
+from qconvert.models.operators import operator_name
 
 
 def example(channels: int = 3) -> Tensor:

@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import argument, module_of, shape_of, tensor_inputs
 from qconvert.quantization import rules
-from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams
+from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams, WeightParams
 
 
 class Backend(Protocol):
@@ -39,16 +39,8 @@ class Backend(Protocol):
         """From int8 to float."""
         ...
 
-    def weighted(
-        self,
-        operator: PlannedOperator,
-        path: str,
-        module: Any,
-        x: Node,
-        x_held: TensorParams,
-        held: TensorParams | None,
-    ) -> Node:
-        """A convolution or linear layer. Without `held` it reads and returns float."""
+    def weighted(self, layer: Layer, x: Node) -> Node:
+        """A convolution or linear layer. With `float_output` it reads and returns float."""
         ...
 
     def combine(self, operator: PlannedOperator, xs: Sequence[Node], held: TensorParams,
@@ -59,6 +51,23 @@ class Backend(Protocol):
     def same_range(self, operator: PlannedOperator, call: Call, held: TensorParams) -> Node:
         """An operator whose result is held like its input."""
         ...
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer of the plan.
+
+    `module` is the float layer, `path` the place of its int8 form among the modules, `x_held` and
+    `held` how input and result are held in int8 (`held` is None for a float output).
+    """
+
+    kind: str
+    path: str
+    module: Any
+    relu: bool
+    weight: WeightParams
+    x_held: TensorParams
+    held: TensorParams | None
 
 
 @dataclass(frozen=True)
@@ -144,14 +153,10 @@ class _Lowering:
         module = module_of(graph, node) if node.op == "call_module" else None
         first = operator.inputs[0]
         if operator.kind in rules.INT8_WEIGHTED:
-            if module is None:
-                raise AssertionError(f"{operator.name}: planned in int8 without a module")
-            held = None if operator.float_output else tensors[operator.value]
-            x = self._as_float(tensor_inputs(node)[0]) if held is None else self._as_int8(first)
-            new = self._backend.weighted(
-                operator, str(node.target), module, x, tensors[first], held
-            )
-            if held is None:
+            layer = self._layer(operator, node, module)
+            x = self._as_int8(first) if layer.held else self._as_float(tensor_inputs(node)[0])
+            new = self._backend.weighted(layer, x)
+            if layer.held is None:
                 self._float[operator.value] = new
                 return
         elif operator.kind in rules.COMBINING:
@@ -166,3 +171,19 @@ class _Lowering:
             call = Call(node.op, node.target, args, dict(kwargs), module)
             new = self._backend.same_range(operator, call, tensors[operator.value])
         self._int8[operator.value] = new
+
+    def _layer(self, operator: PlannedOperator, node: Node, module: Any) -> Layer:
+        if module is None or operator.weight is None:
+            raise AssertionError(f"{operator.name}: planned in int8 without a constant weight")
+        path = str(node.target)
+        if path in self._backend.modules:  # a module that is called at two places
+            path = f"{path}_at_{operator.node}"
+        return Layer(
+            kind=operator.kind,
+            path=path,
+            module=module,
+            relu=operator.activation is not None,
+            weight=operator.weight,
+            x_held=self._plan.tensors[operator.inputs[0]],
+            held=None if operator.float_output else self._plan.tensors[operator.value],
+        )

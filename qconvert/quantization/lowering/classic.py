@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from qconvert.quantization.lowering.backend import Call
-from qconvert.quantization.plan import PlannedOperator, TensorParams, WeightParams
+from qconvert.quantization.lowering.backend import Call, Layer
+from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import padding
 from qconvert.quantization.weights import on_grid, quantized
 
@@ -30,7 +30,6 @@ class ClassicBackend:
     def __init__(self) -> None:
         self.graph = Graph()
         self.modules: dict[str, Any] = {}
-        self._paths: set[str] = set()
 
     def quantize(self, x: Node, held: TensorParams, dimensions: int) -> Node:
         """The kernels work on channels-last memory: convert while it is the input's few bytes."""
@@ -43,30 +42,15 @@ class ClassicBackend:
         """From quint8 to float32."""
         return self.graph.call_method("dequantize", (x,))
 
-    def weighted(
-        self,
-        operator: PlannedOperator,
-        path: str,
-        module: Any,
-        x: Node,
-        x_held: TensorParams,
-        held: TensorParams | None,
-    ) -> Node:
+    def weighted(self, layer: Layer, x: Node) -> Node:
         """A module that holds the packed weight, one for each place that calls it."""
-        if operator.weight is None:
-            raise AssertionError(f"{operator.name}: planned in int8 without weight parameters")
-        packed = _packed(operator.kind, module, operator.weight, x_held.scale)
-        new: nn.Module
-        if held is None:
-            new = FloatOutputLinear(packed, x_held)
-        else:
-            relu = "_relu" if operator.activation is not None else ""
-            new = Int8Layer(f"{operator.kind}{relu}", packed, held)
-        path = path if path not in self._paths else f"{path}_at_{operator.node}"
-        self._paths.add(path)
-        self.modules[path] = new
-        node = self.graph.call_module(path, (x,))
-        return node if held is None else self._bounded(node, held)
+        packed = _packed(layer)
+        if layer.held is None:
+            self.modules[layer.path] = FloatOutputLinear(packed, layer.x_held)
+            return self.graph.call_module(layer.path, (x,))
+        operator = layer.kind + ("_relu" if layer.relu else "")
+        self.modules[layer.path] = Int8Layer(operator, packed, layer.held)
+        return self._bounded(self.graph.call_module(layer.path, (x,)), layer.held)
 
     def combine(
         self, operator: PlannedOperator, xs: Sequence[Node], held: TensorParams, axis: int
@@ -131,12 +115,13 @@ class FloatOutputLinear(nn.Module):
         )
 
 
-def _packed(kind: str, module: Any, params: WeightParams, x_scale: float) -> Any:
+def _packed(layer: Layer) -> Any:
     """The weight in qint8 and the bias on the grid of qint32, packed by torch."""
-    weight = quantized(module.weight, params)
-    bias = on_grid(module.bias, x_scale, params)
-    if kind == "linear":
+    module = layer.module
+    weight = quantized(module.weight, layer.weight)
+    bias = on_grid(module.bias, layer.x_held.scale, layer.weight)
+    if layer.kind == "linear":
         return _OPERATORS.linear_prepack(weight, bias)
-    return getattr(_OPERATORS, f"{kind}_prepack")(
+    return getattr(_OPERATORS, f"{layer.kind}_prepack")(
         weight, bias, list(module.stride), padding(module), list(module.dilation), module.groups
     )

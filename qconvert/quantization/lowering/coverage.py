@@ -16,14 +16,24 @@ from qconvert.quantization.plan import Frozen, Plan
 _INT8_CONVOLUTIONS = tuple(
     f"quantized::conv{n}d{relu}" for n in (1, 2, 3) for relu in ("", "_relu")
 )
-_INT8_LINEAR = (
+_LINEAR = (
     "quantized::linear",
     "quantized::linear_relu",
     "quantized::linear_with_input_q_dq_qweight_dq_output_fp32",
+    "aten::linear",
+    "aten::matmul",
+    "aten::mm",
+    "aten::bmm",
 )
-_FLOAT_CONVOLUTIONS = ("aten::_convolution", *(f"aten::conv{n}d" for n in (1, 2, 3)))
-_FLOAT_PRODUCTS = ("aten::linear", "aten::addmm", "aten::matmul", "aten::bmm")
-_COUNTED = (*_INT8_CONVOLUTIONS, *_INT8_LINEAR, *_FLOAT_CONVOLUTIONS, *_FLOAT_PRODUCTS)
+_FLOAT_CONVOLUTIONS = (
+    "aten::_convolution",
+    "aten::_convolution_mode",
+    *(f"aten::conv{n}d" for n in (1, 2, 3)),
+)
+_RECURRENT = ("aten::lstm", "aten::gru")
+_BOUNDARIES = ("aten::quantize_per_tensor", "aten::dequantize")
+# They change the layout or bound the integers; they compute nothing.
+_UNCOUNTED = (*_BOUNDARIES, "aten::contiguous", "aten::clamp")
 
 
 class Coverage(Frozen):
@@ -47,18 +57,20 @@ def count(module: torch.jit.ScriptModule, example: Tensor) -> Coverage:
 
     A boundary is a conversion between float and int8.
     """
-    kinds = Counter(
-        node.kind() for node in module.graph.nodes() if not node.kind().startswith("prim::")
-    )
-    boundaries = sum(kinds[kind] for kind in ("aten::quantize_per_tensor", "aten::dequantize"))
-    int8 = {kind: n for kind, n in kinds.items() if kind.startswith("quantized::")}
+    kinds: Counter[str] = Counter()
+    int8: Counter[bool] = Counter()
     macs: Counter[bool] = Counter()
-    for node, x, result in torchscript.graph_values(module, _COUNTED, example):
-        macs[node.kind().startswith("quantized::")] += _macs(node, x, result)
+    for executed in torchscript.graph_values(module, example):
+        kind = executed.node.kind()
+        kinds[kind] += 1
+        in_int8 = kind.startswith("quantized::") or executed.output.is_quantized
+        macs[in_int8] += _macs(executed)
+        if kind not in _UNCOUNTED:
+            int8[in_int8] += 1
     return Coverage(
-        int8_operators=sum(int8.values()),
-        float_operators=sum(kinds.values()) - sum(int8.values()) - boundaries,
-        boundaries=boundaries,
+        int8_operators=int8[True],
+        float_operators=int8[False],
+        boundaries=sum(kinds[kind] for kind in _BOUNDARIES),
         int8_macs=macs[True],
         macs=macs.total(),
         operators=dict(sorted(kinds.items())),
@@ -85,22 +97,34 @@ def check_against_plan(found: Coverage, plan: Plan) -> None:
         )
 
 
-def _macs(node: torch._C.Node, x: Tensor, result: Tensor) -> int:
-    """Multiply-accumulates of one node, given its first input and its result."""
-    if node.kind() in _INT8_CONVOLUTIONS:
-        unpacked, _ = _unpack_convolution(node.kind())(node.inputsAt(1).toIValue())
-        return result.numel() * unpacked[0].numel()
-    weight: Any
-    if node.kind() in _FLOAT_CONVOLUTIONS:
-        weight = node.inputsAt(1).toIValue()
-        if weight is None:
-            return 0
-        transposed = node.kind() == "aten::_convolution" and bool(node.inputsAt(6).toIValue())
-        return x.numel() * weight[0].numel() if transposed else result.numel() * weight[0].numel()
-    if node.kind() == "aten::addmm":
-        weight = node.inputsAt(2).toIValue()
-        return 0 if weight is None else result.numel() * weight.shape[0]
-    return result.numel() * x.shape[-1]
+def _macs(executed: torchscript.Executed) -> int:
+    """Multiply-accumulates of one node, from its constant weight or its operands' shapes."""
+    node, kind = executed.node, executed.node.kind()
+    x, result = executed.inputs.get(0), executed.output
+    if kind in _INT8_CONVOLUTIONS:
+        weight, _ = _unpack_convolution(kind)(node.inputsAt(1).toIValue())
+        return result.numel() * weight[0].numel()
+    if kind in _FLOAT_CONVOLUTIONS and x is not None:
+        weight = executed.inputs[1]
+        transposed = kind == "aten::_convolution" and bool(node.inputsAt(6).toIValue())
+        return (x if transposed else result).numel() * weight[0].numel()
+    if kind in _LINEAR and x is not None:
+        return result.numel() * x.shape[-1]
+    if kind == "aten::addmm":
+        return result.numel() * executed.inputs[1].shape[-1]
+    if kind == "aten::scaled_dot_product_attention" and x is not None:
+        keys = executed.inputs[1].shape[-2]
+        return x.numel() * keys + result.numel() * keys
+    if kind in _RECURRENT and x is not None:
+        matrices = [weight for weight in _constants(node.inputsAt(2)) if weight.dim() == 2]
+        return x.numel() // x.shape[-1] * sum(weight.numel() for weight in matrices)
+    return 0
+
+
+def _constants(value: torch._C.Value) -> list[Tensor]:
+    """The tensors of a list in a frozen graph."""
+    items: Any = [item.toIValue() for item in value.node().inputs()] or value.toIValue() or ()
+    return [item for item in items if isinstance(item, Tensor)]
 
 
 def _unpack_convolution(kind: str) -> Callable[[Any], tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from qconvert.quantization.lowering.backend import Call
+from qconvert.quantization.lowering.backend import Call, Layer
 from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.weights import on_grid, quantized
 
@@ -25,7 +25,6 @@ class SimulatedBackend:
     def __init__(self) -> None:
         self.graph = Graph()
         self.modules: dict[str, Any] = {}
-        self._paths: set[str] = set()
 
     def quantize(self, x: Node, held: TensorParams, dimensions: int) -> Node:
         """Rounds to the steps of int8 and stays float."""
@@ -35,29 +34,18 @@ class SimulatedBackend:
         """Nothing to do."""
         return x
 
-    def weighted(
-        self,
-        operator: PlannedOperator,
-        path: str,
-        module: Any,
-        x: Node,
-        x_held: TensorParams,
-        held: TensorParams | None,
-    ) -> Node:
+    def weighted(self, layer: Layer, x: Node) -> Node:
         """The float layer with rounded weights."""
-        if operator.weight is None:
-            raise AssertionError(f"{operator.name}: planned in int8 without weight parameters")
-        new = copy.deepcopy(module)
-        weight = quantized(module.weight, operator.weight).dequantize()
-        bias = on_grid(module.bias, x_held.scale, operator.weight)
-        new.weight = nn.Parameter(weight, requires_grad=False)
+        module = copy.deepcopy(layer.module)
+        weight = quantized(module.weight, layer.weight).dequantize()
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        bias = on_grid(module.bias, layer.x_held.scale, layer.weight)
         if bias is not None:
-            new.bias = nn.Parameter(bias, requires_grad=False)
-        path = path if path not in self._paths else f"{path}_at_{operator.node}"
-        self._paths.add(path)
-        self.modules[path] = new
-        x = x if held is not None else self._rounded(x, x_held)
-        return self._finished(operator, self.graph.call_module(path, (x,)), held)
+            module.bias = nn.Parameter(bias, requires_grad=False)
+        self.modules[layer.path] = module
+        if layer.held is None:
+            return self.graph.call_module(layer.path, (self._rounded(x, layer.x_held),))
+        return self._finished(self.graph.call_module(layer.path, (x,)), layer.relu, layer.held)
 
     def combine(
         self, operator: PlannedOperator, xs: Sequence[Node], held: TensorParams, axis: int
@@ -67,7 +55,7 @@ class SimulatedBackend:
             node = self.graph.call_function(torch.cat, (list(xs), axis))
         else:
             node = self.graph.call_function(torch.add, tuple(xs))
-        return self._finished(operator, node, held)
+        return self._finished(node, operator.activation is not None, held)
 
     def same_range(self, operator: PlannedOperator, call: Call, held: TensorParams) -> Node:
         """The float operator."""
@@ -76,11 +64,9 @@ class SimulatedBackend:
         node = self.graph.create_node(call.op, call.target, call.args, call.kwargs)
         return self._rounded(node, held) if operator.kind in _AVERAGING else node
 
-    def _finished(self, operator: PlannedOperator, node: Node, held: TensorParams | None) -> Node:
+    def _finished(self, node: Node, relu: bool, held: TensorParams) -> Node:
         """Applies the activation that the kernel would (saturation is the rounding's own)."""
-        if held is None:
-            return node
-        if operator.activation is not None:
+        if relu:
             node = self.graph.call_function(torch.relu, (node,))
         return self._rounded(node, held)
 
