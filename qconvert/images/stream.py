@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +56,7 @@ def map_images(
     *,
     batch_size: int = 8,
     progress: Progress = no_progress,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `function(input)` for every image, in the order of `images.files`.
 
     An input is (1, channels, height, width) float32. `batch_size` images are handed to a worker
@@ -67,7 +67,8 @@ def map_images(
         with torch.inference_mode():
             return [function(load(path, preprocess)) for path in paths]
 
-    batches = [images.files[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    starts = range(0, len(images), batch_size)
+    batches = deque(images.files[i : i + batch_size] for i in starts)
     done, workers = 0, cores()
     pending: deque[Future[list[Result]]] = deque()
     progress(0, len(images))
@@ -76,17 +77,12 @@ def map_images(
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         try:
-            for batch in batches:
-                pending.append(pool.submit(work, batch))
-                if len(pending) > 2 * workers:
-                    for result in pending.popleft().result():
-                        done += 1
-                        yield result
-                    progress(done, len(images))
-            while pending:
-                for result in pending.popleft().result():
-                    done += 1
-                    yield result
+            while batches or pending:
+                while batches and len(pending) < 2 * workers:
+                    pending.append(pool.submit(work, batches.popleft()))
+                results = pending.popleft().result()
+                done += len(results)
+                yield from results
                 progress(done, len(images))
         finally:
             for future in pending:

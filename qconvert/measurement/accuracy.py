@@ -61,7 +61,7 @@ def compare(reference: np.ndarray, measured: np.ndarray, images: ImageSet) -> Co
 
     Raises ImageError when the number of classes is not that of the outputs.
     """
-    answers = reference.ndim == 2
+    answers = reference.ndim == 2 and reference.shape[1] > 1
     labels = None
     if answers and images.labels is not None and images.classes is not None:
         labels = np.array(images.labels)

@@ -101,7 +101,8 @@ def _run(job: dict[str, object], threads: int) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
     environment |= _ALLOCATOR | {"OMP_NUM_THREADS": str(threads)}
     result = subprocess.run(
-        [sys.executable, "-m", "qconvert.measurement.latency_worker"],
+        # -P: a file of the working folder must not stand in for a module.
+        [sys.executable, "-P", "-m", "qconvert.measurement.latency_worker"],
         input=json.dumps(job),
         capture_output=True,
         text=True,

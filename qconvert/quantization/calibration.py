@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,19 +105,18 @@ def calibrate(
             return observing.at
         return observing.seen
 
-    results: Iterator[dict[str, Distribution] | str] = map_images(
-        run, images, preprocess, batch_size=batch_size, progress=progress
-    )
-    for path, seen in zip(images.files, results, strict=True):
-        if isinstance(seen, str):
-            raise ImageError(
-                f"the float model computes NaN or infinity in {seen} on this image",
-                where=str(path),
-                fix="remove the image, or correct the model or `data.preprocess`",
-            )
-        for name, distribution in seen.items():
-            before = total.get(name)
-            total[name] = before.merged(distribution, averaging) if before else distribution
+    found = map_images(run, images, preprocess, batch_size=batch_size, progress=progress)
+    with closing(found) as results:
+        for path, seen in zip(images.files, results, strict=True):
+            if isinstance(seen, str):
+                raise ImageError(
+                    f"the float model computes NaN or infinity in {seen} on this image",
+                    where=str(path),
+                    fix="remove the image, or correct the model or `data.preprocess`",
+                )
+            for name, distribution in seen.items():
+                before = total.get(name)
+                total[name] = before.merged(distribution, averaging) if before else distribution
     return Calibration(len(images), {name: total[name] for name in sorted(total)})
 
 

@@ -110,16 +110,19 @@ def share(interval: Interval) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """
-    >>> milliseconds(0.00421), milliseconds(0.123)
-    ('4.21 ms', '123 ms')
+    """Three digits, so that a column can be compared.
+
+    >>> milliseconds(0.0005), milliseconds(0.0019), milliseconds(0.0421), milliseconds(1.23)
+    ('0.500 ms', '1.90 ms', '42.1 ms', '1,230 ms')
     """
     value = seconds * 1e3
-    return f"{value:.3g} ms" if value < 100 else f"{value:,.0f} ms"
+    decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{decimals}f} ms"
 
 
 def megabytes(size_bytes: int) -> str:
-    """
+    """Millions of bytes.
+
     >>> megabytes(717425)
     '0.72 MB'
     """
@@ -142,7 +145,7 @@ def _budget_table(report: Report) -> Table:
         (
             budget.name,
             f"{budget.limit:g}",
-            "not measurable" if budget.found is None else f"{budget.found:.4f}",
+            "not measurable" if budget.found is None else f"{budget.found:.6g}",
             "met" if budget.met else "MISSED",
         )
         for budget in report.budgets

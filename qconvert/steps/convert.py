@@ -60,27 +60,34 @@ def make_int8(session: Session) -> dict[str, Any]:
     _check_prediction(session, plan, script)
     accuracy = judge(session, script, "measuring int8 accuracy")
     manifest = _manifest(session, plan, fused_record, accuracy)
-    content = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
-    coverage, verification = _proved(session, content, model, plan)
+    file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
+    coverage, verification = _proved(session, file, model, plan)
     write_atomically(workspace.path(PLAN), plan.to_json().encode())
-    write_atomically(workspace.path(INT8), content)
-    return workspace.write_record(
-        RECORD,
-        key,
-        (PLAN, INT8),
-        {
-            "plan": plan.digest(),
-            "coverage": coverage.model_dump(mode="json"),
-            "verification": verification.model_dump(mode="json"),
-            "accuracy": accuracy.model_dump(mode="json"),
-            "size_bytes": {name: workspace.path(name).stat().st_size for name in (FLOAT, INT8)},
-            "float_operators": [
-                {"name": o.name, "kind": o.kind, "reason": o.reason}
-                for o in plan.operators
-                if o.precision == "float32"
-            ],
-        },
-    )
+    write_atomically(workspace.path(INT8), file)
+    content = _content(session, plan, coverage, verification, accuracy)
+    return workspace.write_record(RECORD, key, (PLAN, INT8), content)
+
+
+def _content(
+    session: Session,
+    plan: Plan,
+    coverage: Coverage,
+    verification: Verification,
+    accuracy: Comparison,
+) -> dict[str, Any]:
+    """The record of `convert`."""
+    return {
+        "plan": plan.digest(),
+        "coverage": coverage.model_dump(mode="json"),
+        "verification": verification.model_dump(mode="json"),
+        "accuracy": accuracy.model_dump(mode="json"),
+        "size_bytes": {name: session.workspace.path(name).stat().st_size for name in (FLOAT, INT8)},
+        "float_operators": [
+            {"name": o.name, "kind": o.kind, "reason": o.reason}
+            for o in plan.operators
+            if o.precision == "float32"
+        ],
+    }
 
 
 def planned(session: Session) -> Plan:

@@ -102,6 +102,9 @@ def test_speedup_lies_in_its_interval(measured: Measured) -> None:
     for row in measured.rows:
         speedup = row.speedups["int8"]
         assert 0 < speedup.low <= speedup.value <= speedup.high
+        # Of rounds, so not the ratio of the medians, but near to it.
+        ratio = row.baseline.median_s.value / row.models["int8"].median_s.value
+        assert ratio / 3 < speedup.value < ratio * 3
 
 
 def test_figures_of_a_model_agree(measured: Measured) -> None:

@@ -196,7 +196,7 @@ SHOWN = [
     "44.78 MB", "11.20 MB", "0.250", "1,646.0 M", "1,234.5 M in int8", "0.7500",
     "21 int8 operators", "13 in float", "6 boundaries",
     # Budgets and notes.
-    "| min_speedup | 3 | 2.5000 | MISSED |", "| max_size_ratio | 0.3 | 0.2500 | met |",
+    "| min_speedup | 3 | 2.5 | MISSED |", "| max_size_ratio | 0.3 | 0.25 | met |",
     "- There are no labels.", "- The machine was busy.",
 ]  # fmt: skip
 
