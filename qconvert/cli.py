@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qconvert import __version__
-from qconvert.errors import BUDGETS_MISSED, QConvertError
+from qconvert.errors import BUDGETS_MISSED, BUG, QConvertError
 
 if TYPE_CHECKING:
     from qconvert.qconfig import QConfig
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 budgets missed, 2 usage or qconfig, 3 model or checkpoint, "
-    "4 images or labels, 5 not convertible or failed verification.",
+    "4 images or labels, 5 not convertible or failed verification, 70 a bug of qconvert.",
 )
 
 QConfigPath = Annotated[Path, typer.Argument(metavar="QCONFIG", help="The YAML file.")]
@@ -119,8 +119,13 @@ def _run(
             traceback.print_exc()
         from qconvert.console import Console
 
-        Console().error(error.title, str(error))
+        if error.where == "qconfig":  # inner code does not know the file's name
+            error.where = path.name
+        Console().error(error.title, error.message)
         raise typer.Exit(error.exit_code) from None
+    except Exception:
+        traceback.print_exc()
+        raise typer.Exit(BUG) from None
     _show(outcome, path, as_json, quiet)
     if outcome.budgets_missed:
         raise typer.Exit(BUDGETS_MISSED)

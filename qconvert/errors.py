@@ -27,9 +27,14 @@ class QConvertError(Exception):
         self.facts = [facts] if isinstance(facts, str) else list(facts)
         self.where = where
         self.fix = fix
-        super().__init__(str(self))
+        super().__init__(self.message)
 
     def __str__(self) -> str:
+        return self.message
+
+    @property
+    def message(self) -> str:
+        """Every fact with its place, then the fix."""
         prefix = f"{self.where}: " if self.where else ""
         lines = [prefix + fact for fact in self.facts]
         if self.fix:
@@ -65,6 +70,8 @@ class ConversionError(QConvertError):
     title = "conversion"
 
 
+# A bug of qconvert: its traceback is shown. Not 1, which Python would give it.
+BUG = 70
 # Exit code 1 is not an error: the work is done, and a budget of the qconfig is missed.
 BUDGETS_MISSED = 1
 

@@ -227,6 +227,7 @@ def _fact(keys: tuple[str | int, ...], found: Sequence[Mapping[str, Any]]) -> st
         return f"{place}: unknown {noun} {value!r}{hint} (one of {expected})"
     messages = [str(d["msg"]).removeprefix("Value error, ") for d in found]
     message = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
+    message = message.replace("a valid tuple", "a list")
     shown = "" if isinstance(value, (dict, list)) or kind == "value_error" else f", not {value!r}"
     return f"{place}: {message}{shown}"
 

@@ -26,6 +26,7 @@ class Entry:
 
 
 _OBSERVERS = "qconvert.quantization.observers"
+_WEIGHTS = "qconvert.quantization.weights"
 
 ACTIVATION_OBSERVERS: Mapping[str, Entry] = {
     "minmax": Entry(f"{_OBSERVERS}:minmax", "the smallest and the largest value seen"),
@@ -40,11 +41,11 @@ ACTIVATION_OBSERVERS: Mapping[str, Entry] = {
 }
 
 WEIGHT_OBSERVERS: Mapping[str, Entry] = {
-    "minmax": Entry(f"{_OBSERVERS}:minmax", "one range for the tensor"),
-    "per_channel_minmax": Entry(f"{_OBSERVERS}:minmax", "one range for each output channel"),
-    "percentile": Entry(f"{_OBSERVERS}:percentile", "the range that holds a share of the values"),
+    "minmax": Entry(f"{_WEIGHTS}:minmax", "one range for the tensor"),
+    "per_channel_minmax": Entry(f"{_WEIGHTS}:minmax", "one range for each output channel"),
+    "percentile": Entry(f"{_WEIGHTS}:percentile", "the range that holds a share of the values"),
     "histogram": Entry(
-        f"{_OBSERVERS}:least_squares", "the range with the least mean squared error in 8 bits"
+        f"{_WEIGHTS}:least_squares", "the range with the least mean squared error in 8 bits"
     ),
 }
 

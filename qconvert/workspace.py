@@ -34,17 +34,19 @@ def file_digest(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: to a temporary name beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        temporary.chmod(0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
         temporary.replace(path)
-    except BaseException:
+    except OSError as error:
+        raise QConfigError(
+            f"cannot be written: {error.strerror}",
+            where=str(path),
+            fix="make room, or name another folder with `output:` or --output",
+        ) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_file_is_written_and_replaced_in_new_folders(tmp_path):
 def test_old_file_stays_whole_when_the_disk_is_full(tmp_path):
     path = tmp_path / "file.bin"
     write_atomically(path, b"old" * 300)
-    with small_files_only(), pytest.raises(OSError, match="File too large"):
+    with small_files_only(), pytest.raises(QConfigError, match="cannot be written: File too large"):
         write_atomically(path, b"new" * 3000)
     assert path.read_bytes() == b"old" * 300
     assert os.listdir(tmp_path) == ["file.bin"]
@@ -58,7 +58,7 @@ def test_old_file_stays_whole_when_the_disk_is_full(tmp_path):
 
 def test_nothing_is_left_when_the_file_cannot_be_replaced(tmp_path):
     (tmp_path / "file.bin").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(QConfigError, match="directory"):
         write_atomically(tmp_path / "file.bin", b"new")
     assert os.listdir(tmp_path) == ["file.bin"]
 

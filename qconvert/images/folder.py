@@ -64,7 +64,10 @@ def read_folder(root: Path, labels: str, classes_file: Path | None) -> ImageSet:
     classes, indices = None, None
     if labels == "folders":
         classes, indices = _labels(root, files, classes_file)
-    return ImageSet(root, tuple(files), indices, classes, _digest(root, files, indices))
+    elif classes_file is not None:
+        classes = _read_classes(classes_file)
+    contents = digest([_digest(root, files, indices), classes])
+    return ImageSet(root, tuple(files), indices, classes, contents)
 
 
 def _image_files(root: Path) -> Iterator[Path]:

@@ -26,6 +26,12 @@ def decode(path: Path, channels: int) -> Image.Image:
         with Image.open(path) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
+            if image.mode.startswith(("I", "F")):
+                raise ImageError(
+                    "has more than 8 bits a channel, which this version does not read",
+                    where=str(path),
+                    fix="save it with 8 bits",
+                )
             return image.convert("L" if channels == 1 else "RGB")
     except Image.DecompressionBombError:
         raise ImageError(

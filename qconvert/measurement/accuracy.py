@@ -81,9 +81,9 @@ def compare(reference: np.ndarray, measured: np.ndarray, images: ImageSet) -> Co
 
 def check_classes(images: ImageSet, outputs: int) -> None:
     """Raises ImageError when the labels cannot be the model's classes."""
-    if images.classes is not None and len(images.classes) != outputs:
+    if images.labels is not None and len(images.classes or ()) != outputs:
         raise ImageError(
-            f"there are {len(images.classes)} classes, the model has {outputs} outputs",
+            f"there are {len(images.classes or ())} classes, the model has {outputs} outputs",
             where=str(images.root),
             fix="name all classes in `data.classes`, in the model's order, or `labels: none`",
         )

@@ -47,7 +47,8 @@ class Timing(BaseModel):
 class Latency(BaseModel):
     """Float beside other models at one batch size and thread count.
 
-    `float_forms_s` has the median seconds of every form that float was tried in; `baseline` is the
+    `float_forms_s` has the median seconds of every form that float was tried in, `failed_forms` why
+    others do not run; `baseline` is the
     fastest, measured again beside the others. `speedups` are float over the model, by model.
     """
 
@@ -59,6 +60,7 @@ class Latency(BaseModel):
     models: dict[str, Timing]
     speedups: dict[str, Interval]
     float_forms_s: dict[str, float]
+    failed_forms: dict[str, str]
     unsteady: tuple[str, ...]
 
 
@@ -143,6 +145,7 @@ def _latency(row: dict, threads: int) -> Latency:
         models=timings,
         speedups=speedups,
         float_forms_s=row["float_forms_s"],
+        failed_forms=row["failed_forms"],
         unsteady=unsteady,
     )
 

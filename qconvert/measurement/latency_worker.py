@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def main() -> None:
     """Reads the job, measures each batch size, prints the rows."""
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
-    float_forms = _float_forms(Path(job["float"]))
+    float_forms, failed = _float_forms(Path(job["float"]), torch.rand(1, *job["shape"]))
     others: dict[str, Model] = {
         name: torchscript.load(Path(path)) for name, path in job["files"].items()
     }
@@ -33,21 +34,39 @@ def main() -> None:
             _measure(float_forms, others, torch.rand(batch, *job["shape"]), job["seconds"])
             for batch in job["batch_sizes"]
         ]
-    print(json.dumps(rows))
+    print(json.dumps([{**row, "failed_forms": failed} for row in rows]))
 
 
-def _float_forms(path: Path) -> dict[str, Model]:
-    """The float model as traced, frozen and optimized, in both memory layouts."""
+def _float_forms(path: Path, example: Tensor) -> tuple[dict[str, Model], dict[str, str]]:
+    """The float model as traced, frozen and optimized, in both memory layouts; and, by name, why
+    a form does not run (a `view` of channels-last memory, say)."""
     forms: dict[str, Model] = {}
+    failed: dict[str, str] = {}
     for name, prepare in (
         ("traced", lambda module: module),
         ("frozen", torchscript.freeze),
         ("optimize_for_inference", torchscript.optimize_for_inference),
     ):
-        forms[name] = prepare(torchscript.load(path))
-        module = torchscript.load(path).to(memory_format=torch.channels_last)
-        forms[f"{name}, channels last"] = _channels_last(prepare(module))
-    return forms
+        for layout in ("", ", channels last"):
+            try:
+                form = _form(path, prepare, bool(layout))
+                with torch.inference_mode():
+                    for _ in range(3):  # the second call is the first that is optimized
+                        form(example)
+            except Exception as error:
+                failed[name + layout] = str(error).strip().splitlines()[-1]
+            else:
+                forms[name + layout] = form
+    if not forms:
+        raise RuntimeError(f"float runs in no form: {failed}")
+    return forms, failed
+
+
+def _form(path: Path, prepare: Callable[[Any], Any], channels_last: bool) -> Model:
+    module = torchscript.load(path)
+    if not channels_last:
+        return prepare(module)
+    return _channels_last(prepare(module.to(memory_format=torch.channels_last)))
 
 
 def _channels_last(model: Model) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> None:
     Raises ModelError that lists all missing, unexpected and wrongly shaped keys.
     """
     model = module.state_dict()
-    state = _without_prefix(_state_dict(_read(path), key, path), model)
+    found = _state_dict(_read(path), key, path)
+    state = _without_prefix(found, model)
     facts = _differences(model, state)
     if facts:
         raise ModelError(
@@ -37,8 +39,16 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> None:
             fix="give the checkpoint of this model (its `model.kwargs` too), "
             "or name the right part with `model.checkpoint_key`",
         )
-    # Only counters may be missing, those of batch norms (see `_differences`).
-    module.load_state_dict(state, strict=False)
+    ordered = OrderedDict(state)
+    # The versions of the modules' formats, by which torchvision tells old checkpoints.
+    ordered._metadata = getattr(  # type: ignore[attr-defined]
+        found, "_metadata", getattr(model, "_metadata", {})
+    )
+    try:
+        # Only counters may be missing, those of batch norms (see `_differences`).
+        module.load_state_dict(ordered, strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"the model refuses it: {error}", where=str(path)) from error
 
 
 def _read(path: Path) -> Any:
@@ -97,7 +107,9 @@ def _state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, Tenso
 def _without_prefix(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Drops the prefix that DataParallel gives every key, unless the model's own keys have it."""
     prefixed = all(key.startswith(PREFIX) for key in state) and not set(state) & set(model)
-    return {key.removeprefix(PREFIX) if prefixed else key: value for key, value in state.items()}
+    if not prefixed:
+        return dict(state)
+    return {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 
 def _differences(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

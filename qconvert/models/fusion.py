@@ -28,6 +28,11 @@ from qconvert.models.operators import (
 
 # Operators that an activation can follow inside one kernel.
 PAIRED = (*CONVOLUTIONS, "linear", "add")
+# Activations without an int8 kernel of their own with a layer, by lower-case name.
+_OTHER_ACTIVATIONS = frozenset({
+    "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "elu", "celu", "selu", "mish",
+    "leakyrelu", "leaky_relu", "prelu", "rrelu", "softplus",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def fuse(graph: GraphModule, groups: Sequence[Sequence[str]] | None = None) -> F
     """
     graph = copy.deepcopy(graph)
     if groups is not None:
+        groups = _resolved(graph, groups)
         _check_groups(graph, groups)
     allowed = None if groups is None else {frozenset(pair) for g in groups for pair in _steps(g)}
     refused: list[Refusal] = []
@@ -108,6 +114,21 @@ def fold_batch_norm(
 
 def _steps(group: Sequence[str]) -> list[tuple[str, str]]:
     return list(pairwise(group))
+
+
+def _resolved(graph: GraphModule, groups: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The groups with `relu` read as that call of the module which follows, as `relu:2`."""
+    nodes = {operator_name(node): node for node in graph.graph.nodes if node.op.startswith("call_")}
+    resolved = []
+    for group in groups:
+        names = list(group[:1])
+        for name in group[1:]:
+            before = nodes.get(names[-1])
+            calls = [n for n in nodes if n == name or n.rpartition(":")[0] == name]
+            follows = [n for n in calls if before and nodes[n].args[:1] == (before,)]
+            names.append(follows[0] if follows else name)
+        resolved.append(names)
+    return resolved
 
 
 def _check_groups(graph: GraphModule, groups: Sequence[Sequence[str]]) -> None:
@@ -228,9 +249,14 @@ def _pair_activations(
     paired: list[tuple[str, ...]] = []
     pairs: dict[str, str] = {}
     for node in graph.graph.nodes:
-        if kind_of(graph, node) not in ACTIVATIONS or not node.op.startswith("call_"):
+        if not node.op.startswith("call_") or not node.args:
             continue
         layer: Any = node.args[0]
+        if kind_of(graph, node) not in ACTIVATIONS:
+            if _is_other_activation(graph, layer, node):
+                why = f"no int8 kernel computes {kind_of(graph, node)} with the layer before it"
+                refused.append(Refusal(operator_name(node), why))
+            continue
         if listed_only and operator_name(node) not in followers:
             reason: str | None = "it is not in fuse.modules"
         else:
@@ -242,6 +268,11 @@ def _pair_activations(
         paired.append((*before, operator_name(node)))
         pairs[layer.name] = node.name
     return paired, pairs
+
+
+def _is_other_activation(graph: GraphModule, layer: Any, node: Node) -> bool:
+    follows = isinstance(layer, Node) and kind_of(graph, layer) in PAIRED
+    return follows and kind_of(graph, node).lower().rstrip("_") in _OTHER_ACTIVATIONS
 
 
 def _why_not_pair(graph: GraphModule, layer: Any, node: Node) -> str | None:

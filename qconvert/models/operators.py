@@ -171,10 +171,19 @@ def clip_bounds(graph: GraphModule, node: Node) -> tuple[float, float] | None:
     return (float(low), float(high)) if numbers else None
 
 
+def is_constant(node: Node) -> bool:
+    """Whether the node's value does not depend on the model's input: it is computed once, when the
+    model is saved."""
+    if node.op == "get_attr":
+        return True
+    sources = node.all_input_nodes
+    return node.op.startswith("call_") and bool(sources) and all(map(is_constant, sources))
+
+
 def multiply_accumulates(graph: GraphModule, node: Node) -> int:
     """Multiply-accumulates of a convolution or linear node for one image; 0 for others."""
     kind = kind_of(graph, node)
-    if kind not in WEIGHTED or node.op != "call_module":
+    if kind not in WEIGHTED or node.op != "call_module" or is_constant(node):
         return 0
     weight = module_of(graph, node).weight
     counted = tensor_inputs(node)[0] if kind in TRANSPOSED else node

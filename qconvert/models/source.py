@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,12 @@ def build(section: ModelSection) -> FloatModel:
     Raises ModelError that names the place in the user's code when that code is at fault.
     """
     # A source without a checkpoint may have random weights: let them be the same each time.
-    torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _build(section)
+
+
+def _build(section: ModelSection) -> FloatModel:
     place = section.source.rpartition(":")[0]
     folder = Path(place).parent if place.endswith(".py") else Path.cwd()
     before = set(sys.modules)
@@ -90,8 +96,12 @@ def _torchvision(name: str) -> Callable[..., Any]:
         hint = did_you_mean(name, models.list_models())
         raise ModelError(f"torchvision has no model {name!r}{hint}", where="model.source")
 
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    # Some take a second kind of pretrained weights, which they would download.
+    nothing = {key: None for key in ("weights", "weights_backbone") if key in parameters}
+
     def build_without_download(**kwargs: Any) -> nn.Module:
-        return models.get_model(name, **{"weights": None, **kwargs})
+        return models.get_model(name, **{**nothing, **kwargs})
 
     return build_without_download
 

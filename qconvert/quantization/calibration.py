@@ -67,14 +67,15 @@ class Calibration:
         return cls(images, tensors)
 
 
-def observed_values(model: FusedModel) -> set[str]:
-    """The values that a plan may hold in int8: all tensors, but the inside of a pair."""
+def observed_values(model: FusedModel, split: frozenset[str] = frozenset()) -> set[str]:
+    """The values that a plan may hold in int8: all tensors, but the inside of a pair that is not
+    `split`."""
     return {
         node.name
         for node in model.graph.graph.nodes
-        if node.op not in ("output", "get_attr")
+        if node.op != "output"
         and is_tensor(node)
-        and node.name not in model.pairs
+        and (node.name not in model.pairs or node.name in split)
     }
 
 
@@ -85,16 +86,18 @@ def calibrate(
     *,
     batch_size: int,
     averaging: float,
+    split: frozenset[str] = frozenset(),
     progress: Progress = no_progress,
 ) -> Calibration:
     """Runs the images one by one and adds up the distributions.
 
     Memory does not grow with the number of images, and the result does not depend on
-    `batch_size`, on threads, or (the moving average apart) on the order.
+    `batch_size`, on threads, or (the moving average apart) on the order. `split` names layers whose
+    result is observed before the activation that is paired with them.
 
     Raises ImageError naming the image whose tensors are not finite.
     """
-    wanted = observed_values(model)
+    wanted = observed_values(model, split)
     total: dict[str, Distribution] = {}
 
     def run(x: Tensor) -> dict[str, Distribution] | str:

@@ -43,6 +43,8 @@ class WeightParams(Frozen):
     granularity: Literal["per_channel", "per_tensor"]
     scheme: Literal["symmetric", "affine"]
     observer: str
+    quant_min: int
+    quant_max: int
     scales: tuple[float, ...]
     zero_points: tuple[int, ...]
     digest: str
@@ -72,12 +74,14 @@ class PlannedOperator(Frozen):
 
 
 class Plan(Frozen):
-    """All operators in the order of the graph, and how every tensor in int8 is held."""
+    """All operators in the order of the graph, and how every tensor in int8 is held; `notes` are
+    what the qconfig asks for in vain."""
 
     version: Literal[1] = 1
     isa: str
     operators: tuple[PlannedOperator, ...]
     tensors: dict[str, TensorParams]
+    notes: tuple[str, ...] = ()
 
     @property
     def int8_macs(self) -> float:

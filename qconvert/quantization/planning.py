@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch.fx import Node
 
-from qconvert.errors import QConfigError, did_you_mean
+from qconvert.errors import QConfigError
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import (
     clip_bounds,
-    computes_tensors,
     kind_of,
     module_of,
     multiply_accumulates,
     operator_name,
     tensor_inputs,
 )
-from qconvert.qconfig import ActivationScheme, Isa, LayerRule, QuantizationSection
+from qconvert.qconfig import ActivationScheme, Isa, QuantizationSection
 from qconvert.quantization import rules
 from qconvert.quantization.affine import affine, symmetric
 from qconvert.quantization.calibration import Calibration
-from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams
+from qconvert.quantization.layer_rules import asked_for, split_pairs, without_effect
+from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams, WeightParams
 from qconvert.quantization.weights import choose_params
 from qconvert.registry import ACTIVATION_OBSERVERS
 
@@ -48,10 +46,10 @@ class _Planner:
         self._model = model
         self._calibration = calibration
         self._section = section
-        self._nodes = {
-            node.name: node for node in model.graph.graph.nodes if computes_tensors(node)
-        }
-        self._rules = dict(_matched_rules(model, self._nodes, section.layers))
+        self._asked = asked_for(model, section)
+        self._split = split_pairs(model, self._asked)
+        self._nodes = {n.name: n for n in model.graph.graph.nodes if n.name in self._asked}
+        self._producers = {follower: node for node, follower in model.pairs.items()}
         self._tensors: dict[str, TensorParams] = {}
         self._int8: set[str] = set()
         self._facts: list[str] = []
@@ -70,31 +68,33 @@ class _Planner:
                 self._int8.add(operator.value)
         if self._facts:
             raise QConfigError(self._facts, where="qconfig")
-        finished = tuple(self._with_float_output(operator, operators) for operator in operators)
-        used = {value for o in finished if o.precision == "int8" for value in o.inputs}
-        used |= {o.value for o in finished if o.precision == "int8" and not o.float_output}
-        tensors = {name: params for name, params in self._tensors.items() if name in used}
-        return Plan(isa=self._section.isa, operators=finished, tensors=tensors)
+        read_in_int8 = {v for o in operators if o.precision == "int8" for v in o.inputs}
+        finished = tuple(_with_float_output(operator, read_in_int8) for operator in operators)
+        results = {o.value for o in finished if o.precision == "int8" and not o.float_output}
+        own = {
+            name
+            for o in finished
+            if o.value in results and o.kind not in rules.SAME_RANGE
+            for name in (o.node, o.value)
+        }
+        return Plan(
+            isa=self._section.isa,
+            operators=finished,
+            tensors={n: p for n, p in self._tensors.items() if n in read_in_int8 | results},
+            notes=without_effect(self._section, self._asked, own),
+        )
 
     def _operator(self, node: Node) -> PlannedOperator:
         kind = kind_of(self._model.graph, node)
         reason = self._why_float(node, kind)
         int8 = reason is None
-        follower = self._nodes[self._model.pairs[node.name]] if (
-            int8 and node.name in self._model.pairs
-        ) else None  # fmt: skip
+        follower = self._follower(node) if int8 else None
         last = follower or node
         inputs = tensor_inputs(node)
-        weight = None
         if int8:
             for source in inputs:
                 self._hold(source)
             self._hold_result(node, last, kind)
-            if kind in rules.INT8_WEIGHTED:
-                module = module_of(self._model.graph, node)
-                rule = self._rules.get(node.name)
-                scheme = (rule and rule.weights) or self._section.weights
-                weight = choose_params(module.weight, scheme)
         return PlannedOperator(
             name=operator_name(node),
             node=node.name,
@@ -108,14 +108,24 @@ class _Planner:
             inputs=tuple(source.name for source in inputs),
             float_output=False,
             macs=multiply_accumulates(self._model.graph, node),
-            weight=weight,
+            weight=self._weight(node) if int8 and kind in rules.INT8_WEIGHTED else None,
         )
 
+    def _follower(self, node: Node) -> Node | None:
+        """The activation that is computed with a layer, unless the qconfig wants it in float."""
+        if node.name not in self._model.pairs or node.name in self._split:
+            return None
+        return self._nodes[self._model.pairs[node.name]]
+
+    def _weight(self, node: Node) -> WeightParams:
+        module, scheme = module_of(self._model.graph, node), self._asked[node.name].weights
+        narrow = self._section.isa == "vnni" and rules.overflows_with_vnni(module, scheme.scheme)
+        return choose_params(module.weight, scheme, narrow)
+
     def _why_float(self, node: Node, kind: str) -> str | None:
-        rule = self._rules.get(node.name)
-        asked = rule.precision if rule else "auto"
-        if asked == "float32":
-            return f"the qconfig asks for it ({_described(rule)})"
+        asked = self._asked[node.name]
+        if asked.precision == "float32":
+            return f"the qconfig asks for it ({asked.precision_from})"
         reason = rules.why_impossible(self._model.graph, node, kind)
         if reason is None and kind not in rules.INT8_WEIGHTED:
             sources = tensor_inputs(node)
@@ -124,11 +134,11 @@ class _Planner:
                 reason = "it reads no float tensor"
             elif outside:
                 reason = f"its input {operator_name(outside[0])} is float"
-        if reason is not None and asked == "int8":
+        if reason is not None and asked.precision == "int8":
             self._facts.append(
                 f"quantization.layers: {operator_name(node)} cannot be int8: {reason}"
             )
-        if reason is None and asked != "int8":
+        if reason is None and asked.precision != "int8":
             reason = rules.why_slow(self._model.graph, node, kind)
         return reason
 
@@ -167,73 +177,29 @@ class _Planner:
         self._hold(last, bound)
 
     def _scheme(self, value: Node) -> ActivationScheme:
-        producers = {follower: node for node, follower in self._model.pairs.items()}
-        rule = self._rules.get(producers.get(value.name, value.name))
-        return (rule and rule.activations) or self._section.activations
+        """The scheme of a value: what is asked for its activation, or else for its layer."""
+        asked = self._asked.get(value.name)
+        if asked is None:  # the model's input
+            return self._section.activations
+        if asked.own_activations or value.name not in self._producers:
+            return asked.activations
+        return self._asked[self._producers[value.name]].activations
 
-    def _with_float_output(
-        self, operator: PlannedOperator, operators: list[PlannedOperator]
-    ) -> PlannedOperator:
-        """A linear layer that nobody reads in int8 computes int8 and returns float.
 
-        Its sums are never rounded to 8 bits, which keeps close answers apart.
-        """
-        if (
-            operator.precision != "int8"
-            or operator.kind != "linear"
-            or operator.activation is not None
-            or any(operator.value in o.inputs for o in operators if o.precision == "int8")
-        ):
-            return operator
-        return operator.model_copy(update={"float_output": True})
+def _with_float_output(operator: PlannedOperator, read_in_int8: set[str]) -> PlannedOperator:
+    """A linear layer that nobody reads in int8 computes int8 and returns float.
+
+    Its sums are never rounded to 8 bits, which keeps close answers apart.
+    """
+    if (
+        operator.precision != "int8"
+        or operator.kind != "linear"
+        or operator.activation is not None
+        or operator.value in read_in_int8
+    ):
+        return operator
+    return operator.model_copy(update={"float_output": True})
 
 
 def _activation(kind: str) -> Literal["relu", "saturation"]:
     return "relu" if kind == "relu" else "saturation"
-
-
-def _described(rule: LayerRule | None) -> str:
-    if rule is None:
-        return ""
-    return f"match: {rule.match}" if rule.match is not None else f"type: {rule.type}"
-
-
-def _matched_rules(
-    model: FusedModel, nodes: dict[str, Node], layers: tuple[LayerRule, ...]
-) -> Iterator[tuple[str, LayerRule]]:
-    """Node names with the last rule that matches each.
-
-    A glob matches an operator's name, or the name of a module that holds it.
-    """
-    facts = []
-    for i, rule in enumerate(layers):
-        matched = [n for n in nodes.values() if _matches(model, n, rule)]
-        if not matched:
-            if rule.match is not None:
-                known = [operator_name(n) for n in nodes.values()]
-                hint = did_you_mean(rule.match, known)
-            else:
-                hint = did_you_mean(rule.type or "", sorted(set().union(
-                    *(_types(model, n) for n in nodes.values()))))  # fmt: skip
-            facts.append(f"quantization.layers[{i}]: {_described(rule)} matches no operator{hint}")
-        for node in matched:
-            yield node.name, rule
-    if facts:
-        raise QConfigError(facts, where="qconfig")
-
-
-def _matches(model: FusedModel, node: Node, rule: LayerRule) -> bool:
-    if rule.type is not None:
-        return rule.type in _types(model, node)
-    name = operator_name(node)
-    pattern = rule.match or ""
-    owners = name.split(".")
-    return any(fnmatchcase(".".join(owners[:i]), pattern) for i in range(1, len(owners) + 1))
-
-
-def _types(model: FusedModel, node: Node) -> set[str]:
-    names = {kind_of(model.graph, node)}
-    if node.op == "call_module":
-        module = module_of(model.graph, node)
-        names |= {base.__name__ for base in type(module).__mro__} - {"Module", "object"}
-    return names

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qconvert.qconfig import WeightScheme
-from qconvert.quantization.affine import QuantParams, affine
+from qconvert.quantization.affine import affine
 from qconvert.quantization.observers import left_out
 from qconvert.quantization.plan import WeightParams
+from qconvert.registry import WEIGHT_OBSERVERS
 
-# -128 is left out of symmetric weights, so that w and -w have the same error.
-SYMMETRIC = (-127, 127)
-AFFINE = (-128, 127)
+# Integers of weights by scheme. -128 is left out of symmetric ones, so that w and -w have the same
+# error. Narrow ones keep sums of two products with 8-bit activations below 2^15 (255 * 64 * 2).
+LIMITS = {"symmetric": (-127, 127), "affine": (-128, 127)}
+NARROW = {"symmetric": (-64, 64), "affine": (-64, 64)}
 
 
-def choose_params(weight: Tensor, scheme: WeightScheme) -> WeightParams:
-    """Scales and zero points of a weight whose axis 0 is the output channel."""
+def choose_params(weight: Tensor, scheme: WeightScheme, narrow: bool = False) -> WeightParams:
+    """Scales and zero points of a weight whose axis 0 is the output channel.
+
+    `narrow` limits the integers to -64 to 64, for kernels that sum in 16 bits.
+    """
     rows = weight.detach().reshape(weight.shape[0] if scheme.per_channel else 1, -1)
-    low, high = _OBSERVERS[scheme.observer](rows, scheme)
+    lowest, highest = (NARROW if narrow else LIMITS)[scheme.scheme]
+    observe = WEIGHT_OBSERVERS[scheme.observer].load()
+    low, high = observe(rows, scheme, lowest, highest)
     if scheme.scheme == "symmetric":
         bounds = torch.maximum(low.abs(), high.abs())
-        params = [_symmetric(float(bound)) for bound in bounds]
+        scales = [affine(-float(b), float(b), lowest, highest).scale for b in bounds]
+        zero_points = [0] * len(scales)
     else:
-        params = [affine(float(a), float(b), *AFFINE) for a, b in zip(low, high, strict=True)]
+        pairs = zip(low, high, strict=True)
+        params = [affine(float(a), float(b), lowest, highest) for a, b in pairs]
+        scales, zero_points = [p.scale for p in params], [p.zero_point for p in params]
     chosen = WeightParams(
         granularity="per_channel" if scheme.per_channel else "per_tensor",
         scheme=scheme.scheme,
         observer=scheme.observer,
-        scales=tuple(p.scale for p in params),
-        zero_points=tuple(p.zero_point for p in params),
+        quant_min=lowest,
+        quant_max=highest,
+        scales=tuple(scales),
+        zero_points=tuple(zero_points),
         digest="",
     )
     integers = quantized(weight, chosen).int_repr()
@@ -43,15 +54,16 @@ def choose_params(weight: Tensor, scheme: WeightScheme) -> WeightParams:
 def quantized(weight: Tensor, params: WeightParams) -> Tensor:
     """The weight as a qint8 tensor of the same shape."""
     weight = weight.detach()
-    if params.scheme == "symmetric":
-        # torch would clip to -128, which symmetric weights leave out.
-        bounds = SYMMETRIC[1] * torch.tensor(params.scales).view(-1, *[1] * (weight.dim() - 1))
-        weight = torch.maximum(torch.minimum(weight, bounds), -bounds)
+    axes = [-1, *[1] * (weight.dim() - 1)]
+    scales = torch.tensor(params.scales, dtype=torch.float64)
+    zero_points = torch.tensor(params.zero_points, dtype=torch.int64)
+    # torch clips to -128 and 127; the params may ask for less.
+    low = ((params.quant_min - zero_points) * scales).float().view(axes)
+    high = ((params.quant_max - zero_points) * scales).float().view(axes)
+    weight = torch.maximum(torch.minimum(weight, high), low)
     if params.granularity == "per_tensor":
         scale, zero_point = params.scales[0], params.zero_points[0]
         return torch.quantize_per_tensor(weight, scale, zero_point, torch.qint8)
-    scales = torch.tensor(params.scales, dtype=torch.float64)
-    zero_points = torch.tensor(params.zero_points, dtype=torch.int64)
     return torch.quantize_per_channel(weight, scales, zero_points, 0, torch.qint8)
 
 
@@ -67,45 +79,38 @@ def on_grid(bias: Tensor | None, input_scale: float, params: WeightParams) -> Te
     return ((bias.double() / step).round().clamp(-limit, limit) * step).float()
 
 
-def _symmetric(bound: float) -> QuantParams:
-    params = affine(-bound, bound, *SYMMETRIC)
-    return QuantParams(params.scale, 0, *SYMMETRIC)
+# The observers of weights (`registry.WEIGHT_OBSERVERS`): rows (channels, elements), one range each.
 
 
-def _minmax(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+def minmax(rows: Tensor, scheme: WeightScheme, lowest: int, highest: int) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest weight."""
     return rows.amin(1), rows.amax(1)
 
 
-def _percentile(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+def percentile(
+    rows: Tensor, scheme: WeightScheme, lowest: int, highest: int
+) -> tuple[Tensor, Tensor]:
     """Leaves out the share of values beyond the percentile at each end, rounded down."""
     outside = left_out(scheme.percentile, rows.shape[1])
     ordered = rows.sort(dim=1).values
     return ordered[:, outside], ordered[:, rows.shape[1] - 1 - outside]
 
 
-def _least_squares(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+def least_squares(
+    rows: Tensor, scheme: WeightScheme, lowest: int, highest: int
+) -> tuple[Tensor, Tensor]:
     """Both ends shrunk by the one share, of 41, with the least squared error."""
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
     if scheme.scheme == "symmetric":
         high = torch.maximum(-low, high)
-        low, levels, lowest = -high, 254, -127.0
-    else:
-        levels, lowest = 255, -128.0
+        low = -high
     best = torch.full_like(low, float("inf"))
     chosen = torch.ones_like(low)
     for share in torch.linspace(0.4, 1.0, 41):
-        scale = ((high - low) * share / levels).clamp(min=1e-30)[:, None]
+        scale = ((high - low) * share / (highest - lowest)).clamp(min=1e-30)[:, None]
         zero = (lowest - (low * share)[:, None] / scale).round()
-        integers = ((rows / scale).round() + zero).clamp(lowest, 127)
+        integers = ((rows / scale).round() + zero).clamp(lowest, highest)
         error = (((integers - zero) * scale - rows) ** 2).sum(1)
         chosen = torch.where(error <= best, share, chosen)
         best = torch.minimum(error, best)
     return low * chosen, high * chosen
-
-
-_OBSERVERS: dict[str, Callable[[Tensor, WeightScheme], tuple[Tensor, Tensor]]] = {
-    "minmax": _minmax,
-    "per_channel_minmax": _minmax,
-    "percentile": _percentile,
-    "histogram": _least_squares,
-}

@@ -68,6 +68,8 @@ def latency_tables(latencies: Sequence[Latency]) -> list[Table]:
         note = (
             f"float is {latency.baseline.form}, the fastest of {len(latency.float_forms_s)} forms"
         )
+        if latency.failed_forms:
+            note += f" ({len(latency.failed_forms)} others do not run)"
         if latency.unsteady:
             note += f"; unsteady on this machine now: {', '.join(latency.unsteady)}"
         tables.append(

@@ -89,7 +89,8 @@ def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> lis
             "Accuracy was measured on the calibration images: set `data.evaluation` to others."
         )
     if accuracy.top1 is None:
-        found.append("There are no labels: agreement with float stands in for accuracy.")
+        stand_in = "agreement with float" if accuracy.agreement else "SQNR"
+        found.append(f"There are no labels or answers: {stand_in} stands in for accuracy.")
     if not here().vnni and session.config.quantization.isa == "vnni":
         found.append("This CPU has no VNNI and the file is made for CPUs that have it.")
     found.extend(_busy(latency))

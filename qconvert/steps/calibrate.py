@@ -6,7 +6,8 @@ from typing import Any
 
 from qconvert.quantization.calibration import Calibration, calibrate
 from qconvert.quantization.distribution import BINS, SAMPLED
-from qconvert.steps.fuse import FUSED, check_same_weights, make_fused
+from qconvert.quantization.layer_rules import asked_for, split_pairs
+from qconvert.steps.fuse import check_same_weights, fused_digest, make_fused
 from qconvert.steps.session import Session
 from qconvert.workspace import digest, write_atomically
 
@@ -32,6 +33,7 @@ def make_calibration(session: Session) -> dict[str, Any]:
             session.config.data.preprocess,
             batch_size=section.batch_size,
             averaging=section.averaging,
+            split=_split(session),
             progress=progress,
         )
     write_atomically(workspace.path(DISTRIBUTIONS), result.to_bytes())
@@ -57,15 +59,22 @@ def read_calibration(session: Session) -> Calibration:
     return Calibration.from_bytes(session.workspace.path(DISTRIBUTIONS).read_bytes())
 
 
+def _split(session: Session) -> frozenset[str]:
+    """Raises QConfigError for a rule that matches nothing: before the images run, not after."""
+    return split_pairs(session.fused, asked_for(session.fused, session.config.quantization))
+
+
 def _key(session: Session, fused_record: dict[str, Any]) -> str:
     section = session.config.calibration.model_dump(mode="json", exclude={"batch_size"})
     return digest(
         {
             "versions": session.versions,
-            "fused": fused_record["files"][FUSED],
+            "fused": fused_digest(fused_record),
             "calibration": section,
             "images": session.calibration_images.digest,
             "preprocess": session.config.data.preprocess.model_dump(mode="json"),
             "histogram": [BINS, SAMPLED],
+            # Without rules nothing is split, and a fresh run need not build the model.
+            "split": sorted(_split(session)) if session.config.quantization.layers else [],
         }
     )

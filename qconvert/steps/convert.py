@@ -23,7 +23,7 @@ from qconvert.quantization.lowering.verification import Verification, verify
 from qconvert.quantization.plan import Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calibration
-from qconvert.steps.fuse import FLOAT, FUSED, check_same_weights
+from qconvert.steps.fuse import FLOAT, FUSED, check_same_weights, fused_digest
 from qconvert.steps.fuse import RECORD as FUSE_RECORD
 from qconvert.steps.session import Session
 from qconvert.workspace import digest, file_digest, write_atomically
@@ -53,6 +53,8 @@ def make_int8(session: Session) -> dict[str, Any]:
     check_same_weights(session, fused_record)
     _check_cpu(session)
     plan = planned(session)
+    for note in plan.notes:
+        session.voice.say(f"convert: {note}")
     with session.voice.busy("lowering to int8"):
         model = lower(session.fused, plan, ClassicBackend())
         with torchscript.quiet():
@@ -170,8 +172,15 @@ def _manifest(
         },
         "accuracy": accuracy.model_dump(mode="json"),
         "int8_macs": plan.int8_macs,
-        "qconfig": with_relative_paths(config, session.config_path.resolve().parent),
+        "qconfig": _what_made_it(session),
     }
+
+
+def _what_made_it(session: Session) -> dict[str, Any]:
+    """The settings that the file depends on; those of reports and places are left out."""
+    tree = with_relative_paths(session.config, session.config_path.resolve().parent)
+    del tree["calibration"]["batch_size"]
+    return {k: v for k, v in tree.items() if k not in ("benchmark", "budgets", "output")}
 
 
 def _proved(
@@ -196,7 +205,7 @@ def _key(session: Session, fused_record: dict[str, Any], calibration_record: dic
         {
             "versions": session.versions,
             "vnni": here().vnni,
-            "fused": fused_record["files"][FUSED],
+            "fused": fused_digest(fused_record),
             "calibration": calibration_record["files"][DISTRIBUTIONS],
             "quantization": config.quantization.model_dump(mode="json"),
             "evaluation": session.evaluation_images.digest,

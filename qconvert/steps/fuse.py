@@ -9,6 +9,7 @@ import torch
 
 from qconvert import torchscript
 from qconvert.errors import ConversionError
+from qconvert.measurement.accuracy import check_classes
 from qconvert.models.source import code_digests
 from qconvert.steps.session import Session
 from qconvert.workspace import digest, file_digest, write_atomically
@@ -35,8 +36,13 @@ def make_fused(session: Session) -> dict[str, Any]:
         record = workspace.read(RECORD)
         if record is not None:
             return record
+    session.check_images()
     code = session.float_model.code
     fused = session.fused
+    with torch.inference_mode():
+        outputs = fused.graph(session.example)
+    if outputs.dim() == 2:
+        check_classes(session.evaluation_images, outputs.shape[1])
     with session.voice.busy("fusing and comparing with the original"):
         difference = _difference(session)
         original = torchscript.trace(session.float_model.module, session.example)
@@ -57,13 +63,18 @@ def make_fused(session: Session) -> dict[str, Any]:
     return workspace.write_record(RECORD, _key(session, code), (FLOAT, FUSED), content)
 
 
+def fused_digest(record: dict[str, Any]) -> str:
+    """What later steps depend on: the fused weights and which operators became one."""
+    return digest([record["files"][FUSED], record["folded"], record["paired"]])
+
+
 def check_same_weights(session: Session, record: dict[str, Any]) -> None:
     """Raises ConversionError when the source built other weights than for the `fuse` record."""
     if _weights_digest(session) != record["weights"]:
         raise ConversionError(
-            "the source builds other weights each time it is called",
+            "the source builds other weights than when `fuse` ran",
             where="model.source",
-            fix="give `model.checkpoint`",
+            fix="give the weights as `model.checkpoint`, or run with --force after a change",
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qconvert import __version__, torchscript
+from qconvert.errors import ImageError
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.preprocess import load
 from qconvert.images.stream import Progress, input_shape
@@ -58,7 +59,8 @@ class Session:
     @cached_property
     def calibration_images(self) -> ImageSet:
         """The images that set the ranges, at most `calibration.images` of them."""
-        found = self._read(self.config.data.calibration)
+        # Ranges need no labels: the folder may be flat while the evaluation folder is not.
+        found = read_folder(self.config.data.calibration, "none", None)
         section = self.config.calibration
         if len(found) > section.images:
             self.voice.say(
@@ -70,7 +72,8 @@ class Session:
     @cached_property
     def evaluation_images(self) -> ImageSet:
         """The images that accuracy is measured on."""
-        return self._read(self.config.evaluation)
+        data = self.config.data
+        return read_folder(self.config.evaluation, data.labels, data.classes)
 
     @property
     def judged_on_calibration_images(self) -> bool:
@@ -81,6 +84,20 @@ class Session:
     def shape(self) -> tuple[int, ...]:
         """The shape of one input: (1, channels, height, width)."""
         return input_shape(self.calibration_images, self.config.data.preprocess)
+
+    def check_images(self) -> None:
+        """Fails before the slow work when the evaluation images cannot be judged by.
+
+        Raises ImageError.
+        """
+        found = input_shape(self.evaluation_images, self.config.data.preprocess)
+        if found != self.shape:
+            raise ImageError(
+                f"the inputs are {found[2]} x {found[3]}, those of the calibration images "
+                f"{self.shape[2]} x {self.shape[3]}",
+                where=str(self.evaluation_images.root),
+                fix="set `data.preprocess.resize: [height, width]`, or a `crop`",
+            )
 
     @cached_property
     def example(self) -> Tensor:
@@ -118,9 +135,6 @@ class Session:
     def versions(self) -> dict[str, str]:
         """What else a result depends on."""
         return {"qconvert": __version__, "torch": torch.__version__}
-
-    def _read(self, folder: Path) -> ImageSet:
-        return read_folder(folder, self.config.data.labels, self.config.data.classes)
 
     def is_fresh(self, step: str, reason: str | None) -> bool:
         """Says why a step runs, if it does. `reason` is from `Workspace.why_stale`."""

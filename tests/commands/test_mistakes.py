@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from PIL import Image
 from project import Project
 
 UNTRACEABLE = """
@@ -47,6 +48,12 @@ def control_flow(project: Project) -> None:
     project.qconfig(model={"source": "network.py:Network"})
 
 
+def other_size(project: Project) -> None:
+    (project.folder / "other" / "cat").mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(project.folder / "other" / "cat" / "0.png")
+    project.qconfig(data={"calibration": "images", "evaluation": "other", "labels": "none"})
+
+
 def untrained(project: Project) -> None:
     state = torch.load(project.folder / "weights.pt", weights_only=True)
     torch.save({k: torch.zeros_like(v) for k, v in state.items()}, project.folder / "weights.pt")
@@ -72,6 +79,7 @@ CASES: list[tuple[Callable[[Project], None], int, list[str]]] = [
     (no_images, 4, ["there is no image in this folder", "fix: "]),
     (broken_image, 4, ["0.png: is no image, or a damaged one"]),
     (wrong_class_count, 4, ["there are 3 classes, the model has 5 outputs"]),
+    (other_size, 4, ["the inputs are 20 x 20, those of the calibration images 16 x 16"]),
     (control_flow, 5, ["torch.fx cannot trace the model", "network.py:6: if x.sum() > 0"]),
     (untrained, 5, ["same output for all images", "give the trained weights"]),
 ]  # fmt: skip

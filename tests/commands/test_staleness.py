@@ -35,6 +35,14 @@ def change_batch_size(project: Project) -> None:
     project.qconfig(calibration={"averaging": 0.5, "batch_size": 3})
 
 
+def fuse_less(project: Project) -> None:
+    project.qconfig(calibration={"averaging": 0.5}, fuse={"modules": [["0", "1"]]})
+
+
+def fuse_all(project: Project) -> None:
+    project.qconfig(calibration={"averaging": 0.5})
+
+
 def change_code(project: Project) -> None:
     source = project.folder / "network.py"
     source.write_text(source.read_text() + "\n# changed\n")
@@ -61,6 +69,8 @@ def touch_up_file(project: Project) -> None:
         (change_weights_rule, ["convert"]),
         (change_calibration, ["calibrate", "convert"]),
         (change_batch_size, []),
+        (fuse_less, ["fuse", "calibrate", "convert"]),
+        (fuse_all, ["fuse", "calibrate", "convert"]),
         (change_code, ["fuse"]),
         (lose_plan, ["convert"]),
         (touch_up_file, ["convert"]),

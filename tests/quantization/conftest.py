@@ -18,6 +18,7 @@ from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.qconfig import Preprocess, QuantizationSection
 from qconvert.quantization.calibration import Calibration, calibrate
+from qconvert.quantization.layer_rules import asked_for, split_pairs
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.classic import ClassicBackend
 from qconvert.quantization.lowering.simulated import SimulatedBackend
@@ -73,8 +74,12 @@ def converted(image_set: ImageSet, trained: Callable[[nn.Module], nn.Module]):
         original = trained(network())
         images = torch.cat([load(path, PREPROCESS) for path in image_set.files])
         fused = fuse(capture(original, images[:1]))
-        calibration = calibrate(fused, image_set, PREPROCESS, batch_size=4, averaging=0.01)
-        plan = make_plan(fused, calibration, QuantizationSection.model_validate(settings))
+        section = QuantizationSection.model_validate(settings)
+        split = split_pairs(fused, asked_for(fused, section))
+        calibration = calibrate(
+            fused, image_set, PREPROCESS, batch_size=4, averaging=0.01, split=split
+        )
+        plan = make_plan(fused, calibration, section)
         return Converted(
             original,
             fused,

@@ -175,3 +175,49 @@ class SkipSeesInPlace(nn.Module):
         x = self.conv1(x)
         y = self.conv2(F.relu(x, inplace=True))
         return self.head(x + y)
+
+
+def wide_depthwise() -> nn.Module:
+    """128 channels, large weights: fbgemm's depthwise kernel would overflow 16 bits."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 128, 3), nn.ReLU6(), nn.Conv2d(128, 128, 3, groups=128), nn.ReLU(), *head(128)
+    )
+    network[0].weight.data *= 5
+    network[2].weight.data = network[2].weight.data.abs() + 0.1
+    return network
+
+
+class Chunks(nn.Module):
+    """Halves of an int8 value, and a concatenation whose axis is called `axis`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Sequential(*head(24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        a, b = x.chunk(2, 1)
+        a = F.relu(self.conv(a))
+        return self.head(torch.cat([torch.cat([a, self.conv(b)], axis=1), b], dim=1))
+
+
+class Constants(nn.Module):
+    """A layer on a parameter, a sum with a size, a sum that broadcasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.token = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(1, 4))
+        self.linear, self.head = nn.Linear(4, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        x = torch.add(x + x.size(1), x, alpha=2).mean((2, 3))
+        return self.head(x + self.linear(self.token))
+
+
+def pooled_map() -> nn.Module:
+    """An average pooling to 4 x 4, between int8 layers."""
+    return nn.Sequential(
+        *conv(3, 8), nn.AdaptiveAvgPool2d(4), nn.Conv2d(8, 16, 3), nn.ReLU(), *head(16)
+    )

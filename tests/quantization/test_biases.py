@@ -14,7 +14,7 @@ examples = settings(max_examples=120, deadline=None, derandomize=True)
 def weights_held(scales) -> WeightParams:
     return WeightParams(
         granularity="per_channel" if len(scales) > 1 else "per_tensor",
-        scheme="symmetric", observer="minmax", digest="",
+        scheme="symmetric", observer="minmax", digest="", quant_min=-127, quant_max=127,
         scales=tuple(scales), zero_points=(0,) * len(scales),
     )  # fmt: skip
 

@@ -27,6 +27,42 @@ def test_rule_keeps_matching_layers_in_float(converted, rule: dict) -> None:
     assert result.sqnr_db() > 25
 
 
+def test_rule_without_a_number_matches_every_call(converted) -> None:
+    result = converted(networks.Chunks, layers=[{"match": "conv", "precision": "float32"}])
+    found = precisions(result)
+    assert (found["conv"], found["conv:2"], found["stem"]) == ("float32", "float32", "int8")
+
+
+def test_activation_alone_can_be_kept_in_float(converted) -> None:
+    result = converted(networks.Residual, layers=[{"match": "relu", "precision": "float32"}])
+    found = precisions(result)
+    assert (found["relu"], found["relu:2"], found["conv1"]) == ("float32", "float32", "int8")
+    assert result.operator("conv1").with_activation is None
+    assert result.sqnr_db() > 25
+
+
+def test_rules_add_up_key_by_key(converted) -> None:
+    layers = [
+        {"match": "0", "precision": "float32"},
+        {"type": "Conv2d", "weights": {"scheme": "affine"}},
+        {"match": "4", "activations": {"observer": "minmax"}},
+    ]
+    activations = {"scheme": "symmetric"}
+    result = converted(networks.relu6, layers=layers[:2], activations=activations)
+    assert precisions(result)["0"] == "float32"
+    assert result.operator("2").weight.scheme == "affine"
+    result = converted(networks.relu6, layers=layers[2:], activations=activations)
+    held = result.plan.tensors[result.operator("4").value]
+    assert (held.observer, held.zero_point) == ("minmax", 128)
+
+
+def test_rule_in_vain_is_noted(converted) -> None:
+    rule = {"type": "Linear", "activations": {"observer": "minmax"}}
+    (note,) = converted(networks.plain, layers=[rule]).plan.notes
+    assert "layers[0]: the activations of type: Linear change nothing" in note
+    assert converted(networks.plain).plan.notes == ()
+
+
 def test_rule_on_a_module_holds_for_everything_in_it(converted) -> None:
     result = converted(networks.Recurrent, layers=[{"match": "features", "precision": "float32"}])
     assert precisions(result)["features.0"] == "float32"

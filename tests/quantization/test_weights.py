@@ -42,6 +42,7 @@ def given_params(scales, zero_points) -> WeightParams:
     granularity = "per_channel" if len(scales) > 1 else "per_tensor"
     return WeightParams(
         granularity=granularity, scheme="affine", observer="minmax", digest="",
+        quant_min=-128, quant_max=127,
         scales=tuple(scales), zero_points=tuple(zero_points),
     )  # fmt: skip
 

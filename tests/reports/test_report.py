@@ -76,6 +76,7 @@ def latency(threads: int, milliseconds: float, unsteady: tuple[str, ...] = ()) -
         models={"int8": timing("int8", milliseconds)},
         speedups={"int8": interval(2.5, 2.3111, 2.6222)},
         float_forms_s={f"form {i}": 0.1 for i in range(6)},
+        failed_forms={},
         unsteady=unsteady,
     )
 

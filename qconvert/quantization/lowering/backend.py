@@ -16,7 +16,13 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from qconvert.models.fusion import FusedModel
-from qconvert.models.operators import argument, module_of, shape_of, tensor_inputs
+from qconvert.models.operators import (
+    argument,
+    computes_tensors,
+    module_of,
+    shape_of,
+    tensor_inputs,
+)
 from qconvert.quantization import rules
 from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams, WeightParams
 
@@ -119,9 +125,7 @@ class _Lowering:
 
     def _copy(self, node: Node) -> None:
         """An operator in float, or one that computes shapes."""
-        reads_shape = node.op.startswith("call_") and not isinstance(
-            node.meta.get("tensor_meta"), torch.fx.passes.shape_prop.TensorMetadata
-        )
+        reads_shape = node.op.startswith("call_") and not computes_tensors(node)
         if node.op == "call_module":
             self._backend.modules[str(node.target)] = self._model.graph.get_submodule(
                 str(node.target)
@@ -161,7 +165,7 @@ class _Lowering:
                 return
         elif operator.kind in rules.COMBINING:
             xs = [self._as_int8(name) for name in operator.inputs]
-            axis = argument(node, 1, "dim", 0) if operator.kind == "cat" else 0
+            axis = _axis(node) if operator.kind == "cat" else 0
             new = self._backend.combine(operator, xs, tensors[operator.value], axis)
         else:
             args, kwargs = torch.fx.node.map_arg(
@@ -187,3 +191,9 @@ class _Lowering:
             x_held=self._plan.tensors[operator.inputs[0]],
             held=None if operator.float_output else self._plan.tensors[operator.value],
         )
+
+
+def _axis(node: Node) -> int:
+    """The axis of a concatenation, which torch lets people call `dim` or `axis`."""
+    axis: int = argument(node, 1, "dim", node.kwargs.get("axis", 0))
+    return axis

@@ -31,6 +31,7 @@ _FLOAT_CONVOLUTIONS = (
     *(f"aten::conv{n}d" for n in (1, 2, 3)),
 )
 _RECURRENT = ("aten::lstm", "aten::gru")
+_TRANSFORMER = ("aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention")
 _BOUNDARIES = ("aten::quantize_per_tensor", "aten::dequantize")
 # They change the layout or bound the integers; they compute nothing.
 _UNCOUNTED = (*_BOUNDARIES, "aten::contiguous", "aten::clamp")
@@ -115,6 +116,11 @@ def _macs(executed: torchscript.Executed) -> int:
     if kind == "aten::scaled_dot_product_attention" and x is not None:
         keys = executed.inputs[1].shape[-2]
         return x.numel() * keys + result.numel() * keys
+    if kind in _TRANSFORMER and x is not None:
+        # The projections, and the two products of attention (self-attention: keys are queries).
+        matrices = [w for i, w in executed.inputs.items() if i and w.dim() == 2]
+        tokens, length = x.numel() // x.shape[-1], x.shape[-2]
+        return tokens * sum(w.numel() for w in matrices) + 2 * x.numel() * length
     if kind in _RECURRENT and x is not None:
         matrices = [weight for weight in _constants(node.inputsAt(2)) if weight.dim() == 2]
         return x.numel() // x.shape[-1] * sum(weight.numel() for weight in matrices)

@@ -16,7 +16,7 @@ from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.weights import on_grid, quantized
 
 # Their result lies between the steps of their input's scale and is rounded again.
-_AVERAGING = ("avg_pool2d",)
+_AVERAGING = ("avg_pool2d", "adaptive_avg_pool2d")
 
 
 class SimulatedBackend:

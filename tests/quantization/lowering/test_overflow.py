@@ -26,6 +26,24 @@ def positive() -> nn.Module:
     return network
 
 
+@pytest.mark.parametrize("scheme", ["symmetric", "affine"])
+@pytest.mark.parametrize("channels", [64, 128])
+def test_depthwise_layer_is_exact(converted, channels: int, scheme: str) -> None:
+    """fbgemm's depthwise kernels sum in 16 bits, with VNNI too."""
+
+    def network() -> nn.Module:
+        layers = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, channels, 3, groups=channels)
+        for layer in layers:
+            layer.weight.data = layer.weight.data.abs() + 0.5
+        return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
+
+    result = converted(network, weights={"scheme": scheme})
+    with torch.inference_mode():
+        difference = result.model(result.images) - result.simulated(result.images)
+    step = result.plan.tensors[result.operator("2").value].scale
+    assert float(difference.abs().max()) / step <= 1.01
+
+
 @pytest.mark.parametrize(("isa", "exact"), [("portable", True), ("vnni", False)])
 def test_portable_file_is_right_without_vnni(
     converted, tmp_path: Path, isa: str, exact: bool

@@ -30,6 +30,10 @@ CASES: list[tuple[Callable[[], nn.Module], float, float]] = [
     (networks.OneDimension, 25, 1.0),
     (networks.ThreeDimensions, 25, 1.0),
     (networks.SkipSeesInPlace, 25, 1.0),
+    (networks.wide_depthwise, 25, 1.0),
+    (networks.Chunks, 25, 1.0),
+    (networks.Constants, 25, 1.0),
+    (networks.pooled_map, 25, 1.0),
 ]
 
 
