@@ -19,7 +19,7 @@ from qconvert.steps import convert as convert_step
 from qconvert.steps import fuse as fuse_step
 from qconvert.steps.session import Session
 
-# Measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
+# Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
 _QUICK_SECONDS = 2.0
 
 
@@ -139,7 +139,7 @@ def _quick_latency(session: Session, files: dict[str, Path]) -> list[Latency]:
             session.shape,
             batch_sizes=[1],
             threads=[1],
-            seconds=_QUICK_SECONDS,
+            seconds=min(_QUICK_SECONDS, session.config.benchmark.seconds),
         )
 
 

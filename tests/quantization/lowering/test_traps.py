@@ -37,7 +37,9 @@ CASES: list[tuple[Callable[[], nn.Module], float, float]] = [
 ]
 
 
-@pytest.mark.parametrize(("network", "sqnr_db", "int8"), CASES, ids=lambda c: str(c))
+@pytest.mark.parametrize(
+    ("network", "sqnr_db", "int8"), CASES, ids=lambda c: getattr(c, "__name__", None)
+)
 def test_file_is_right_in_a_fresh_process(
     converted, tmp_path: Path, network: Callable[[], nn.Module], sqnr_db: float, int8: float
 ) -> None:
