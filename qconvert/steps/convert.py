@@ -63,7 +63,7 @@ def make_int8(session: Session) -> dict[str, Any]:
     accuracy = judge(session, script, "measuring int8 accuracy")
     manifest = _manifest(session, plan, fused_record, accuracy)
     file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
-    coverage, verification = _proved(session, file, model, plan)
+    coverage, verification = _proved(session, file, script, plan)
     write_atomically(workspace.path(PLAN), plan.to_json().encode())
     write_atomically(workspace.path(INT8), file)
     content = _content(session, plan, coverage, verification, accuracy)
