@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from qconvert.errors import ImageError
@@ -13,15 +12,14 @@ from qconvert.images.folder import ImageSet
 from qconvert.images.stream import Progress, map_images, no_progress
 from qconvert.measurement.statistics import Interval, bootstrap, decibels, proportion
 from qconvert.qconfig import Preprocess
+from qconvert.records import Record
 
 
-class Comparison(BaseModel):
+class Comparison(Record):
     """One model against float. Shares are fractions; SQNR is of the outputs, in dB.
 
     What needs labels or one answer an image is None where there is none.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: int
     float_top1: Interval | None

@@ -6,16 +6,14 @@ import platform
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from qconvert import __version__
 from qconvert.images.stream import cores
+from qconvert.records import Record
 
 
-class Environment(BaseModel):
+class Environment(Record):
     """Where something was made or measured."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     qconvert: str
     torch: str

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from qconvert.errors import ConversionError
 from qconvert.images.stream import cores
 from qconvert.measurement.statistics import Interval, median
+from qconvert.records import Record
 
 # Large activations make glibc give memory back and fault it in again at every call, which slows
 # float more than int8: a speed-up measured without these flatters int8.
@@ -29,10 +29,8 @@ _SETTINGS = ("OMP_", "MKL_", "KMP_", "ONEDNN_", "FBGEMM_", "ATEN_CPU", "OPENBLAS
 _STEADY = 0.25
 
 
-class Timing(BaseModel):
+class Timing(Record):
     """Calls of one model at one batch size and thread count, in seconds a call."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     form: str
@@ -44,15 +42,13 @@ class Timing(BaseModel):
     images_per_s: float
 
 
-class Latency(BaseModel):
+class Latency(Record):
     """Float beside other models at one batch size and thread count.
 
     `float_forms_s` has the median seconds of every form that float was tried in, `failed_forms` why
-    others do not run; `baseline` is the
-    fastest, measured again beside the others. `speedups` are float over the model, by model.
+    others do not run; `baseline` is the fastest, measured again beside the others. `speedups` are
+    float over the model, by model.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_size: int
     threads: int

@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+
+from qconvert.records import Record
 
 CONFIDENCE = 0.95
 _RESAMPLES = 1000
 
 
-class Interval(BaseModel):
+class Interval(Record):
     """A figure and its 95 % interval, in the figure's own unit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     value: float
     low: float

@@ -68,14 +68,14 @@ def fuse(graph: GraphModule, groups: Sequence[Sequence[str]] | None = None) -> F
     if groups is not None:
         groups = _resolved(graph, groups)
         _check_groups(graph, groups)
-    allowed = None if groups is None else {frozenset(pair) for g in groups for pair in _steps(g)}
+    # What may be fused with the operator that it reads; `_check_groups` has seen that it reads it.
+    listed = None if groups is None else {name for group in groups for name in group[1:]}
     refused: list[Refusal] = []
-    folded = _fold_batch_norms(graph, allowed, refused)
+    folded = _fold_batch_norms(graph, listed, refused)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.recompile()
-    followers = {} if groups is None else {b: a for g in groups for a, b in _steps(g)}
-    paired, pairs = _pair_activations(graph, groups is not None, followers, folded, refused)
+    paired, pairs = _pair_activations(graph, listed, folded, refused)
     if groups is not None:
         _check_fused(groups, refused)
     return FusedModel(
@@ -110,10 +110,6 @@ def fold_batch_norm(
         factors = factor.chunk(groups)
         scaled = torch.cat([p * f.view(shape) for p, f in zip(parts, factors, strict=True)])
     return scaled.to(weight.dtype), shift.to(weight.dtype)
-
-
-def _steps(group: Sequence[str]) -> list[tuple[str, str]]:
-    return list(pairwise(group))
 
 
 def _resolved(graph: GraphModule, groups: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -157,7 +153,7 @@ def _check_groups(graph: GraphModule, groups: Sequence[Sequence[str]]) -> None:
             continue
         facts.extend(
             f"{where}: {second!r} does not read {first!r} alone"
-            for first, second in _steps(group)
+            for first, second in pairwise(group)
             if nodes[second].args[0] is not nodes[first] or len(nodes[first].users) != 1
         )
     if facts:
@@ -178,7 +174,7 @@ def _check_fused(groups: Sequence[Sequence[str]], refused: Sequence[Refusal]) ->
 
 
 def _fold_batch_norms(
-    graph: GraphModule, allowed: set[frozenset[str]] | None, refused: list[Refusal]
+    graph: GraphModule, listed: set[str] | None, refused: list[Refusal]
 ) -> list[tuple[str, ...]]:
     calls: dict[str, int] = {}
     folded: list[tuple[str, ...]] = []
@@ -191,8 +187,7 @@ def _fold_batch_norms(
             continue
         layer: Any = node.args[0]
         reason = _why_not_fold(graph, layer, node)
-        names = (operator_name(layer), operator_name(node))
-        if reason is None and allowed is not None and frozenset(names) not in allowed:
+        if reason is None and listed is not None and operator_name(node) not in listed:
             reason = "it is not in fuse.modules"
         if reason is not None:
             refused.append(Refusal(operator_name(node), reason))
@@ -206,7 +201,7 @@ def _fold_batch_norms(
         layer.target = done[key]
         node.replace_all_uses_with(layer)
         graph.graph.erase_node(node)
-        folded.append(names)
+        folded.append((operator_name(layer), operator_name(node)))
     return folded
 
 
@@ -240,8 +235,7 @@ def _folded(graph: GraphModule, layer: Node, node: Node) -> Any:
 
 def _pair_activations(
     graph: GraphModule,
-    listed_only: bool,
-    followers: dict[str, str],
+    listed: set[str] | None,
     folded: Sequence[tuple[str, ...]],
     refused: list[Refusal],
 ) -> tuple[list[tuple[str, ...]], dict[str, str]]:
@@ -257,7 +251,7 @@ def _pair_activations(
                 why = f"no int8 kernel computes {kind_of(graph, node)} with the layer before it"
                 refused.append(Refusal(operator_name(node), why))
             continue
-        if listed_only and operator_name(node) not in followers:
+        if listed is not None and operator_name(node) not in listed:
             reason: str | None = "it is not in fuse.modules"
         else:
             reason = _why_not_pair(graph, layer, node)

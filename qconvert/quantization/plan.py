@@ -5,19 +5,12 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from qconvert.quantization.affine import QuantParams
+from qconvert.records import Record
 from qconvert.workspace import digest
 
 
-class Frozen(BaseModel):
-    """A record that is written to a file and read back."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorParams(Frozen):
+class TensorParams(Record):
     """How one tensor is held in quint8: its observed range and what follows from it."""
 
     observer: str
@@ -34,7 +27,7 @@ class TensorParams(Frozen):
         return QuantParams(self.scale, self.zero_point, self.quant_min, self.quant_max)
 
 
-class WeightParams(Frozen):
+class WeightParams(Record):
     """How a weight is held in qint8: one scale and zero point, or one for each output channel.
 
     `digest` is the SHA-256 of the integers, in the order of the weight's axes.
@@ -50,7 +43,7 @@ class WeightParams(Frozen):
     digest: str
 
 
-class PlannedOperator(Frozen):
+class PlannedOperator(Record):
     """One operator of the fused model.
 
     `inputs` and `node` name graph values; `value` is the one that holds the operator's result
@@ -73,7 +66,7 @@ class PlannedOperator(Frozen):
     weight: WeightParams | None
 
 
-class Plan(Frozen):
+class Plan(Record):
     """All operators in the order of the graph, and how every tensor in int8 is held; `notes` are
     what the qconfig asks for in vain."""
 

@@ -68,7 +68,7 @@ def why_slow(graph: GraphModule, node: Node, kind: str) -> str | None:
     if kind not in CONVOLUTIONS:
         return None
     module = module_of(graph, node)
-    if module.groups != module.in_channels or module.in_channels <= _FBGEMM_DEPTHWISE:
+    if not _is_depthwise(module) or module.in_channels <= _FBGEMM_DEPTHWISE:
         return None
     if module.in_channels % 8:
         return f"int8 depthwise kernels are slow with {module.in_channels} channels (not 8 n)"
@@ -84,9 +84,7 @@ def overflows_with_vnni(module: Any, scheme: str) -> bool:
     weights with zero points. Measured: random 8-bit operands, 104 to 192 channels: off by 24 to 81
     output steps; 96 channels: exact; with weights from -64 to 64: exact.
     """
-    groups = getattr(module, "groups", 1)
-    depthwise = groups > 1 and groups == module.in_channels
-    return depthwise and (groups > _FBGEMM_DEPTHWISE or scheme == "affine")
+    return _is_depthwise(module) and (module.in_channels > _FBGEMM_DEPTHWISE or scheme == "affine")
 
 
 def padding(module: Any) -> list[int] | None:
@@ -97,6 +95,11 @@ def padding(module: Any) -> list[int] | None:
         totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return None if any(total % 2 for total in totals) else [total // 2 for total in totals]
     return list(module.padding)
+
+
+def _is_depthwise(module: Any) -> bool:
+    groups: int = getattr(module, "groups", 1)
+    return groups > 1 and groups == module.in_channels
 
 
 def _why_not_convolution(module: Any, node: Node, kind: str) -> str | None:

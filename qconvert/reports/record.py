@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.environment import Environment
 from qconvert.measurement.latency import Latency
 from qconvert.qconfig import BudgetSection
-
-
-class Record(BaseModel):
-    """Frozen, and strict about its keys when it is read back."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from qconvert.records import Record
 
 
 class Size(Record):

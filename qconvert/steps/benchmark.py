@@ -10,6 +10,7 @@ from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.environment import here
 from qconvert.measurement.latency import Latency, measure, thread_counts
 from qconvert.qconfig_file import with_relative_paths
+from qconvert.quantization.lowering.coverage import Coverage
 from qconvert.reports.markdown import to_markdown
 from qconvert.reports.record import (
     FloatOperator,
@@ -72,11 +73,10 @@ def size_of(converted: dict[str, Any]) -> Size:
 
 def coverage_of(converted: dict[str, Any]) -> Int8Share:
     """The coverage in a record of `convert`."""
-    found = dict(converted["coverage"])
-    found.pop("operators")
+    found = Coverage.model_validate(converted["coverage"])
     return Int8Share(
-        **found,
-        int8_macs_share=found["int8_macs"] / found["macs"] if found["macs"] else 0.0,
+        **found.model_dump(exclude={"operators"}),
+        int8_macs_share=found.int8_macs_share,
         in_float=tuple(FloatOperator(**o) for o in converted["float_operators"]),
     )
 

@@ -20,10 +20,8 @@ def make_calibration(session: Session) -> dict[str, Any]:
     fused_record = make_fused(session)
     workspace = session.workspace
     key = _key(session, fused_record)
-    if session.is_fresh("calibrate", workspace.why_stale(RECORD, lambda _: key)):
-        record = workspace.read(RECORD)
-        if record is not None:
-            return record
+    if (record := session.fresh("calibrate", RECORD, lambda _: key)) is not None:
+        return record
     check_same_weights(session, fused_record)
     section = session.config.calibration
     with session.voice.progress("calibrating") as progress:

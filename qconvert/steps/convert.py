@@ -46,10 +46,8 @@ def make_int8(session: Session) -> dict[str, Any]:
     workspace = session.workspace
     fused_record = workspace.read(FUSE_RECORD) or {}
     key = _key(session, fused_record, calibration_record)
-    if session.is_fresh("convert", workspace.why_stale(RECORD, lambda _: key)):
-        record = workspace.read(RECORD)
-        if record is not None:
-            return record
+    if (record := session.fresh("convert", RECORD, lambda _: key)) is not None:
+        return record
     check_same_weights(session, fused_record)
     _check_cpu(session)
     plan = planned(session)
@@ -57,8 +55,7 @@ def make_int8(session: Session) -> dict[str, Any]:
         session.voice.say(f"convert: {note}")
     with session.voice.busy("lowering to int8"):
         model = lower(session.fused, plan, ClassicBackend())
-        with torchscript.quiet():
-            script = torchscript.freeze(torchscript.trace(model, session.example))
+        script = torchscript.freeze(torchscript.trace(model, session.example))
     _check_prediction(session, plan, script)
     accuracy = judge(session, script, "measuring int8 accuracy")
     manifest = _manifest(session, plan, fused_record, accuracy)

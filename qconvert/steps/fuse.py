@@ -32,11 +32,10 @@ def make_fused(session: Session) -> dict[str, Any]:
     def key_of(record: dict[str, Any]) -> str:
         return _key(session, record.get("code", {}))
 
-    if session.is_fresh("fuse", workspace.why_stale(RECORD, key_of)):
-        record = workspace.read(RECORD)
-        if record is not None:
-            return record
+    # Also when the step is fresh: the evaluation images are no input of it, and may be others.
     session.check_images()
+    if (record := session.fresh("fuse", RECORD, key_of)) is not None:
+        return record
     code = session.float_model.code
     fused = session.fused
     with torch.inference_mode():

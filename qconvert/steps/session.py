@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -136,9 +137,13 @@ class Session:
         """What else a result depends on."""
         return {"qconvert": __version__, "torch": torch.__version__}
 
-    def is_fresh(self, step: str, reason: str | None) -> bool:
-        """Says why a step runs, if it does. `reason` is from `Workspace.why_stale`."""
+    def fresh(
+        self, step: str, name: str, key_of: Callable[[dict[str, Any]], str]
+    ) -> dict[str, Any] | None:
+        """The record of a step that need not run (see `Workspace.why_stale`); or None, and the
+        reason why it runs is said."""
+        reason = self.workspace.why_stale(name, key_of)
         if reason is None and not self.force:
-            return True
+            return self.workspace.read(name)
         self.voice.say(f"{step}: {reason or '--force'}")
-        return False
+        return None

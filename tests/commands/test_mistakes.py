@@ -105,6 +105,15 @@ def test_mistake_is_one_message(
     assert not any(name.startswith(".") for name in left)
 
 
+def test_evaluation_images_are_checked_on_every_run(project: Project) -> None:
+    """Also when no step is stale: they may have been exchanged since."""
+    assert project.run("convert", "--quiet").code == 0
+    other_size(project)
+    result = project.run("benchmark", "--quiet")
+    assert result.code == 4, result.err
+    assert "the inputs are 20 x 20" in result.err
+
+
 def test_debug_shows_the_traceback(project: Project) -> None:
     no_images(project)
     result = project.run("fuse", "--debug")

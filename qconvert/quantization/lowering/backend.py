@@ -46,7 +46,7 @@ class Backend(Protocol):
         ...
 
     def weighted(self, layer: Layer, x: Node) -> Node:
-        """A convolution or linear layer. With `float_output` it reads and returns float."""
+        """A convolution or linear layer. Without `layer.held` it reads and returns float."""
         ...
 
     def combine(self, operator: PlannedOperator, xs: Sequence[Node], held: TensorParams,

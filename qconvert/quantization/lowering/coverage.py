@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qconvert import torchscript
 from qconvert.errors import ConversionError
-from qconvert.quantization.plan import Frozen, Plan
+from qconvert.quantization.plan import Plan
+from qconvert.records import Record
 
 _INT8_CONVOLUTIONS = tuple(
     f"quantized::conv{n}d{relu}" for n in (1, 2, 3) for relu in ("", "_relu")
@@ -37,7 +38,7 @@ _BOUNDARIES = ("aten::quantize_per_tensor", "aten::dequantize")
 _UNCOUNTED = (*_BOUNDARIES, "aten::contiguous", "aten::clamp")
 
 
-class Coverage(Frozen):
+class Coverage(Record):
     """What a file computes in int8. Multiply-accumulates are of one image."""
 
     int8_operators: int

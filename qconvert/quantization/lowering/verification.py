@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qconvert.errors import ConversionError
 from qconvert.quantization.lowering import reload
-from qconvert.quantization.plan import Frozen
+from qconvert.records import Record
 
 # Beside the kernels' integers there is float arithmetic at the ends of a network, whose sums
 # differ in the last places with the number of threads.
@@ -24,7 +24,7 @@ _SECONDS = 300
 _TRAINED = 0.01
 
 
-class Verification(Frozen):
+class Verification(Record):
     """What was tried in the fresh process; differences are relative to the largest output."""
 
     batch_sizes: tuple[int, ...]
