@@ -3,17 +3,23 @@ message and an exit code."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import signal
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from qconvert import __version__
-from qconvert.errors import BUDGETS_MISSED, BUG, QConvertError
+from qconvert.errors import BUDGETS_MISSED, BUG, OutputError, QConvertError
+from qconvert.workspace import Workspace
 
 if TYPE_CHECKING:
     from qconvert.qconfig import QConfig
@@ -93,9 +99,32 @@ for _name, _about in _COMMANDS.items():
     _register(_name, _about)
 
 
+class _Ended(BaseException):
+    """A signal that asks the process to end. No Exception: nobody on the way handles it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def main() -> None:
     """The console script."""
-    app()
+
+    def end(number: int, frame: object) -> None:
+        # Once: what has to be put in order is, even when the signal comes again.
+        signal.signal(number, signal.SIG_IGN)
+        raise _Ended(number)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), end)
+    try:
+        app()
+    except _Ended as ended:
+        sys.stderr.write(
+            f"interrupted by {signal.Signals(ended.number).name}: what was finished before is "
+            "whole, and the same command goes on from there\n"
+        )
+        raise SystemExit(128 + ended.number) from None
 
 
 def _run(
@@ -110,25 +139,50 @@ def _run(
 ) -> None:
     from qconvert.qconfig_file import load
 
-    try:
+    with _errors_shown(command, path.name, as_json, debug):
         config = load(path, overrides, output)
         # Everything before this line answers without torch.
         outcome = _outcome(command, config, path, quiet, force)
-    except QConvertError as error:
-        if debug:
-            traceback.print_exc()
-        from qconvert.console import Console
-
-        if error.where == "qconfig":  # inner code does not know the file's name
-            error.where = path.name
-        Console().error(error.title, error.message)
-        raise typer.Exit(error.exit_code) from None
-    except Exception:
-        traceback.print_exc()
-        raise typer.Exit(BUG) from None
-    _show(outcome, path, as_json, quiet)
+    try:
+        _show(outcome, path, as_json, quiet)
+    except BrokenPipeError:  # `qconvert … | head`: the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if outcome.budgets_missed:
         raise typer.Exit(BUDGETS_MISSED)
+
+
+@contextmanager
+def _errors_shown(command: str, name: str, as_json: bool, debug: bool) -> Iterator[None]:
+    """Ends with the exit code of what went wrong, after one message. `name` is the qconfig's."""
+    try:
+        yield
+    except QConvertError as error:
+        shown = error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _bug()
+        place = str(error.filename) if error.filename else None
+        shown = OutputError(f"cannot be written: {error.strerror}", where=place)
+    except Exception:
+        _bug()
+    else:
+        return
+    if debug:
+        traceback.print_exception(shown)
+    from qconvert.console import Console
+
+    if shown.where == "qconfig":  # inner code does not know the file's name
+        shown.where = name
+    console = Console()
+    console.error(f"{shown.title}: {shown.name}", shown.message)
+    if as_json:
+        console.raw(json.dumps({"command": command, "error": shown.to_json()}, indent=2))
+    raise typer.Exit(shown.exit_code) from None
+
+
+def _bug() -> NoReturn:
+    traceback.print_exc()
+    raise typer.Exit(BUG) from None
 
 
 def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool) -> Outcome:
@@ -138,13 +192,14 @@ def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool
     console.say(f"qconvert {__version__} {command} {path}")
     for line in _settings(config):
         console.say(line)
-    with console.busy("importing torch"):
-        # torch logs hints about optional packages that a user cannot act on.
-        logging.getLogger("torch").setLevel(logging.ERROR)
-        from qconvert.steps import outcome
-        from qconvert.steps.session import Session
-    run: Callable[[Session], Outcome] = getattr(outcome, f"run_{command}")
-    return run(Session(config, path, console, force))
+    with Workspace(config.output).exclusive(console.say):
+        with console.busy("importing torch"):
+            # torch logs hints about optional packages that a user cannot act on.
+            logging.getLogger("torch").setLevel(logging.ERROR)
+            from qconvert.steps import outcome
+            from qconvert.steps.session import Session
+        run: Callable[[Session], Outcome] = getattr(outcome, f"run_{command}")
+        return run(Session(config, path, console, force))
 
 
 def _settings(config: QConfig) -> list[str]:

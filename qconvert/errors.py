@@ -1,32 +1,37 @@
 """The errors that a user can cause: what went wrong, where, how to fix it, and the exit code.
 
-Inner code raises the small fact; a step or the command adds the place. Only `cli.py` turns one
-of these into a message and an exit code. Anything else that is raised is a bug and shows its
-traceback.
+One class for each kind of mistake, with its name, its cause (the docstring) and the usual remedy;
+`docs/errors.md` is generated from them. Inner code raises the small fact; a step or the command
+adds the place. Only `cli.py` turns one of these into a message and an exit code. Anything else that
+is raised is a bug and shows its traceback.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class QConvertError(Exception):
     """A mistake that the user can put right.
 
     `facts` holds one sentence for each thing that is wrong (all of them at once), `where` the
-    file or folder they are about, `fix` what to do.
+    file, folder or key they are about, `fix` what to do (by default the kind's `remedy`).
     """
 
     exit_code = 5
-    title = "cannot convert"
+    title = "conversion"
+    # What a message and docs/errors.md call this kind; empty for the groups below.
+    name = ""
+    remedy: str | None = None
 
     def __init__(
         self, facts: str | Sequence[str], *, where: str | None = None, fix: str | None = None
     ) -> None:
         self.facts = [facts] if isinstance(facts, str) else list(facts)
         self.where = where
-        self.fix = fix
+        self.fix = fix or self.remedy
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -41,12 +46,49 @@ class QConvertError(Exception):
             lines.append(f"fix: {self.fix}")
         return "\n".join(lines)
 
+    def to_json(self) -> dict[str, Any]:
+        """The message as values."""
+        return {
+            "kind": self.name,
+            "exit_code": self.exit_code,
+            "facts": self.facts,
+            "where": self.where,
+            "fix": self.fix,
+        }
+
+
+# ---- 2: usage, qconfig, output folder
+
 
 class QConfigError(QConvertError):
-    """The command line or the qconfig is wrong."""
+    """A key of the qconfig is unknown, missing or of the wrong type; a path in it does not exist;
+    an environment variable is not set; a rule names a layer that the model does not have. All
+    mistakes of the file are listed together."""
 
     exit_code = 2
     title = "qconfig"
+    name = "qconfig"
+
+
+class QConfigFileError(QConfigError):
+    """The qconfig cannot be opened, or is not YAML. Indentation by tabs, and a `:` or `#` inside a
+    value without quotes, are the usual reasons."""
+
+    name = "qconfig-file"
+    remedy = "correct the file; `qconvert init` writes one to start from"
+
+
+class OutputError(QConvertError):
+    """The output folder cannot be made or written: no permission, a full disk, a file of this name.
+    Files are written whole or not at all, so earlier results are as they were."""
+
+    exit_code = 2
+    title = "output"
+    name = "output"
+    remedy = "make room, or name another folder with `output:` or --output"
+
+
+# ---- 3: model, checkpoint
 
 
 class ModelError(QConvertError):
@@ -56,6 +98,65 @@ class ModelError(QConvertError):
     title = "model"
 
 
+class SourceError(ModelError):
+    """`model.source` cannot be imported or called, raises, or returns something that is no
+    torch.nn.Module. An error in your own code is shown with its file and line."""
+
+    name = "model-source"
+    remedy = "correct the code or the name; --debug shows the whole traceback"
+
+
+class CheckpointFileError(ModelError):
+    """The checkpoint is no file that torch.save or safetensors wrote, is cut off, or holds no
+    state_dict (a mapping of names to tensors) where one was looked for."""
+
+    name = "checkpoint-file"
+    remedy = "save the weights again: torch.save(model.state_dict(), 'weights.pt')"
+
+
+class UnsafeCheckpointError(ModelError):
+    """The checkpoint is a pickle that needs more than tensors: a whole pickled module, a
+    Namespace of arguments, NumPy values. Loading it would run code that it names, which qconvert
+    never does; nothing in it was executed."""
+
+    name = "checkpoint-unsafe"
+    remedy = (
+        "where you trust the file, save its weights alone: "
+        "torch.save(model.state_dict(), 'weights.pt')"
+    )
+
+
+class CheckpointKeysError(ModelError):
+    """The weights are those of another model: names are missing or unexpected, or shapes differ.
+    All of them are listed, with the nearest names."""
+
+    name = "checkpoint-keys"
+    remedy = (
+        "give the checkpoint of this model (its `model.kwargs` too), or name the right part with "
+        "`model.checkpoint_key`"
+    )
+
+
+class ModelInputError(ModelError):
+    """The model raises on the images as they are prepared: other channels or another size than it
+    expects, several inputs where there is one, or a mistake in its code, which is shown with file
+    and line."""
+
+    name = "model-input"
+    remedy = "correct `data.preprocess` (channels, resize, crop), `data.transform` or the model"
+
+
+class ModelOutputError(ModelError):
+    """What the model returns holds no tensor, or none under the name in `model.output`, or values
+    that TorchScript cannot return."""
+
+    name = "model-output"
+    remedy = "name a callable that wraps the model and returns tensors"
+
+
+# ---- 4: images, labels
+
+
 class ImageError(QConvertError):
     """The images or their labels cannot be used."""
 
@@ -63,17 +164,106 @@ class ImageError(QConvertError):
     title = "images"
 
 
+class NoImagesError(ImageError):
+    """A folder of images holds none, or cannot be listed."""
+
+    name = "no-images"
+
+
+class BadImageError(ImageError):
+    """Files that are named like images are none, are damaged or cut off, are unreasonably large, or
+    have a form of pixels that is not read."""
+
+    name = "bad-image"
+    remedy = "repair or remove the file, or write `data.on_bad_image: skip`"
+
+
+class ImageSizeError(ImageError):
+    """Inputs differ in height or width, and the model works at one size only."""
+
+    name = "image-size"
+    remedy = "set `data.preprocess.resize: [height, width]`, or a `crop`"
+
+
+class LabelError(ImageError):
+    """An image has no label, a label is no class, a CSV names files that are not there, or the
+    number of classes is not the model's."""
+
+    name = "labels"
+
+
+class TransformError(ImageError):
+    """`data.transform` cannot be imported, raises, or returns something that is no float tensor."""
+
+    name = "transform"
+    remedy = "correct the callable; --debug shows the whole traceback"
+
+
+class NotFiniteImageError(ImageError):
+    """The float model itself computes NaN or infinity on an image."""
+
+    name = "not-finite"
+    remedy = "remove the image, or correct the model or `data.preprocess`"
+
+
+# ---- 5: conversion, verification
+
+
 class ConversionError(QConvertError):
     """The model cannot be converted, or the result failed its verification."""
 
-    exit_code = 5
-    title = "conversion"
+
+class UntraceableError(ConversionError):
+    """torch.fx cannot trace the model: its code depends on the values of tensors. The line of your
+    code is shown."""
+
+    name = "untraceable"
+    remedy = "make this line independent of the tensors' values and shapes"
 
 
+class UnsupportedError(ConversionError):
+    """The model does something that this version does not convert."""
+
+    name = "unsupported"
+
+
+class FusionError(ConversionError):
+    """The model with its batch norms folded differs from the original on real images, or the source
+    builds other weights each time."""
+
+    name = "fusion"
+
+
+class VerificationError(ConversionError):
+    """The int8 file does not run in a fresh process, or its answers are not those of the model
+    that was saved, or not what its plan predicts. Such a file is not kept."""
+
+    name = "verification"
+    remedy = "report this with the model; `precision: float32` for the layers at fault works around"
+
+
+class TimingError(ConversionError):
+    """The float and the int8 model do not run side by side, so that there is no latency to
+    report."""
+
+    name = "timing"
+
+
+# Where hundreds of things are wrong in the same way, so many are shown.
+FACTS_SHOWN = 20
 # A bug of qconvert: its traceback is shown. Not 1, which Python would give it.
 BUG = 70
 # Exit code 1 is not an error: the work is done, and a budget of the qconfig is missed.
 BUDGETS_MISSED = 1
+
+
+def kinds() -> list[type[QConvertError]]:
+    """Every kind of error that has a name, by exit code."""
+
+    def below(kind: type[QConvertError]) -> list[type[QConvertError]]:
+        return [kind, *(k for child in kind.__subclasses__() for k in below(child))]
+
+    return sorted((k for k in below(QConvertError) if k.name), key=lambda k: k.exit_code)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -86,3 +276,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def at_most(facts: Sequence[str]) -> list[str]:
+    """The first facts, and how many more there are."""
+    more = len(facts) - FACTS_SHOWN
+    return [*facts[:FACTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]

@@ -11,8 +11,17 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
+from qconvert.errors import did_you_mean
 from qconvert.registry import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS, choices
 
 
@@ -52,7 +61,8 @@ class ModelSection(Section):
     """Where the float model comes from."""
 
     source: str = Field(
-        description="`torchvision:NAME`, `package.module:callable` or `path/to/file.py:callable`"
+        description="`torchvision:NAME`, `timm:NAME`, `package.module:callable` or "
+        "`path/to/file.py:callable`"
     )
     kwargs: Annotated[dict[str, Any], AfterValidator(_recordable)] = Field(
         {}, description="keyword arguments of the source"
@@ -61,12 +71,34 @@ class ModelSection(Section):
     checkpoint_key: str | None = Field(
         None, description="dotted key of the state_dict inside the checkpoint (default: found)"
     )
+    output: Annotated[int, Field(ge=0, strict=True)] | str | None = Field(
+        None,
+        description="which of several outputs is measured: its place or name, as `0` or `out` "
+        "(default: the first tensor)",
+    )
+    answers: Literal["auto", "classes", "none"] = Field(
+        "auto",
+        description="`classes`: the largest output is the answer, of an image or of each pixel; "
+        "`none`: outputs are numbers (an embedding, a depth map), compared by cosine and SQNR; "
+        "`auto`: `classes` for a row, or a map of several channels, unless rows have unit length",
+    )
+
+    @property
+    def output_name(self) -> str | None:
+        """`output` as a name."""
+        return None if self.output is None else str(self.output)
 
 
 class Preprocess(Section):
-    """From a decoded image to the model's input, in this order, as torchvision does it."""
+    """From an image file to the model's input, in this order, as torchvision does it
+    ([docs/images.md](images.md))."""
 
-    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB")
+    exif: Literal["ignore", "apply"] = Field(
+        "ignore", description="the camera's rotation mark; torchvision's ImageFolder ignores it"
+    )
+    channels: Annotated[int, Field(ge=1, le=1024, strict=True)] = Field(
+        3, description="1: grey, 2: grey and alpha, 3: RGB, 4: RGBA, more: see docs/images.md"
+    )
     resize: Size | tuple[Size, Size] | None = Field(
         None, description="shorter side in pixels, or [height, width]"
     )
@@ -88,6 +120,18 @@ class Preprocess(Section):
         return self
 
 
+def _labels(value: Any) -> Any:
+    if isinstance(value, (str, Path)) and value not in ("folders", "none"):
+        if Path(value).suffix.lower() == ".csv":
+            return Path(value)
+        hint = did_you_mean(str(value), ["folders", "none"])
+        raise ValueError(f"unknown labels {str(value)!r}{hint} (`folders`, `none` or a CSV file)")
+    return value
+
+
+Labels = Annotated[Literal["folders", "none"] | Path, BeforeValidator(_labels)]
+
+
 class DataSection(Section):
     """The images."""
 
@@ -95,14 +139,34 @@ class DataSection(Section):
     evaluation: Path | None = Field(
         None, description="folder of images for accuracy (default: calibration)"
     )
-    labels: Literal["folders", "none"] = Field(
-        "folders", description="`folders`: one folder a class; `none`: no labels"
+    labels: Labels = Field(
+        "folders",
+        description="`folders`: one folder a class; `none`: no labels; or a CSV file with the "
+        "columns `file` (below the folder of images) and `label` (a class, or its index)",
     )
     classes: Path | None = Field(
         None,
-        description="file, one class a line in the model's order (default: folder names, sorted)",
+        description="the classes in the model's order: a text file, one a line, or a JSON file "
+        "with a list, `{class: index}` or `{index: class}` (default: folder names, sorted)",
     )
-    preprocess: Preprocess = Preprocess()
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="`skip`: files that cannot be read are left out, named and counted"
+    )
+    preprocess: Preprocess = Field(
+        Preprocess(), description="keys that are not set are the model's own with timm"
+    )
+    transform: str | None = Field(
+        None,
+        description="instead of `preprocess`: `package.module:callable` or "
+        "`path/to/file.py:callable`, from an RGB image (PIL) to a float tensor (channels, height, "
+        "width), or to a tuple of tensors for a model of several inputs",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> DataSection:
+        if self.transform is not None and "preprocess" in self.model_fields_set:
+            raise ValueError("give either `preprocess` or `transform`")
+        return self
 
 
 class FuseSection(Section):
@@ -219,6 +283,9 @@ class BudgetSection(Section):
 
     max_accuracy_drop: Fraction | None = Field(None, description="float top-1 minus int8 top-1")
     min_agreement: Fraction | None = Field(None, description="share of equal answers")
+    min_cosine: Fraction | None = Field(
+        None, description="mean cosine of the angle between float's and int8's outputs"
+    )
     min_speedup: Positive | None = Field(None, description="float latency over int8 latency")
     max_size_ratio: Positive | None = Field(None, description="int8 file over float file")
     min_int8_macs: Fraction | None = Field(

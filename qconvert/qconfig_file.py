@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from qconvert.errors import QConfigError, did_you_mean
+from qconvert.errors import QConfigError, QConfigFileError, did_you_mean
 from qconvert.qconfig import QConfig
 
-# The keys that hold a path; `model.source` holds one when it reads `path.py:callable`.
+# The keys that hold a path. `data.labels` holds one when it names a CSV file, and the callables
+# when they read `path.py:callable`.
 PATH_KEYS = (
     ("model", "checkpoint"),
     ("data", "calibration"),
@@ -22,10 +23,11 @@ PATH_KEYS = (
     ("data", "classes"),
     ("output",),
 )
-SOURCE_KEY = ("model", "source")
+LABELS_KEY = ("data", "labels")
+CALLABLE_KEYS = (("model", "source"), ("data", "transform"))
 # What must be there before the slow work starts.
 FOLDERS = (("data", "calibration"), ("data", "evaluation"))
-FILES = (("model", "checkpoint"), ("data", "classes"))
+FILES = (("model", "checkpoint"), ("data", "classes"), LABELS_KEY)
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,15 +68,15 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise QConfigError(f"cannot be read: {reason}", where=str(path)) from None
+        raise QConfigFileError(f"cannot be read: {reason}", where=str(path)) from None
     tree = _parsed(text, name)
     if not isinstance(tree, dict):
-        raise QConfigError("is not a mapping of keys to values", where=name)
+        raise QConfigFileError("is not a mapping of keys to values", where=name)
     facts: list[str] = []
     try:
         tree = _expanded(tree, (), facts)
     except RecursionError:
-        raise QConfigError("an alias (&name, *name) holds itself", where=name) from None
+        raise QConfigFileError("an alias (&name, *name) holds itself", where=name) from None
     tree = _with_absolute_paths(tree, path.resolve().parent, facts)
     for override in overrides:
         _merge(tree, override, facts)
@@ -98,9 +100,9 @@ def _parsed(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise QConfigError(f"is not valid YAML: {error.problem}", where=place) from None
+        raise QConfigFileError(f"is not valid YAML: {error.problem}", where=place) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise QConfigError(f"is not valid YAML: {error}", where=where) from None
+        raise QConfigFileError(f"is not valid YAML: {error}", where=where) from None
 
 
 def _expanded(value: Any, keys: tuple[str, ...], facts: list[str]) -> Any:
@@ -128,20 +130,25 @@ def _with_absolute_paths(tree: dict[str, Any], base: Path, facts: list[str]) -> 
             facts.append(f"{text!r} is no path: {error}")
             return text
 
-    for keys in PATH_KEYS:
-        _replace(tree, keys, absolute)
-
-    def source(text: str) -> str:
-        file, colon, attribute = text.rpartition(":")
-        if not file.endswith(".py"):
-            return text
-        return absolute(file) + colon + attribute
-
-    _replace(tree, SOURCE_KEY, source)
+    _change_paths(tree, absolute)
     return tree
 
 
-def _replace(tree: dict[str, Any], keys: tuple[str, ...], change: Any) -> None:
+def _change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> None:
+    """Changes every path of the settings, in place."""
+
+    def in_callable(text: str) -> str:
+        file, colon, attribute = text.rpartition(":")
+        return change(file) + colon + attribute if file.endswith(".py") else text
+
+    for keys in PATH_KEYS:
+        _replace(tree, keys, change)
+    for keys in CALLABLE_KEYS:
+        _replace(tree, keys, in_callable)
+    _replace(tree, LABELS_KEY, lambda text: change(text) if text.endswith(".csv") else text)
+
+
+def _replace(tree: dict[str, Any], keys: tuple[str, ...], change: Callable[[str], str]) -> None:
     for key in keys[:-1]:
         tree = tree.get(key, {})
         if not isinstance(tree, dict):
@@ -253,11 +260,15 @@ def _missing_files(config: QConfig) -> list[str]:
         path: Any = config
         for key in keys:
             path = getattr(path, key)
-        if path is not None and not is_there(path):
+        if isinstance(path, Path) and not is_there(path):
             facts.append(f"{_dotted(keys)}: there is no {noun} {path}")
-    file, _, _ = config.model.source.rpartition(":")
-    if file.endswith(".py") and not Path(file).is_file():
-        facts.append(f"model.source: there is no file {file}")
+    for keys, source in (
+        (CALLABLE_KEYS[0], config.model.source),
+        (CALLABLE_KEYS[1], config.data.transform or ""),
+    ):
+        file, _, _ = source.rpartition(":")
+        if file.endswith(".py") and not Path(file).is_file():
+            facts.append(f"{_dotted(keys)}: there is no file {file}")
     if config.output.exists() and not config.output.is_dir():
         facts.append(f"output: {config.output} is a file, not a folder")
     return facts
@@ -270,9 +281,5 @@ def with_relative_paths(config: QConfig, base: Path) -> dict[str, Any]:
     def relative(text: str) -> str:
         return Path(os.path.relpath(text, base)).as_posix()
 
-    for keys in PATH_KEYS:
-        _replace(tree, keys, relative)
-    file, colon, attribute = config.model.source.rpartition(":")
-    if file.endswith(".py"):
-        tree["model"]["source"] = relative(file) + colon + attribute
+    _change_paths(tree, relative)
     return tree

@@ -49,6 +49,18 @@ WEIGHT_OBSERVERS: Mapping[str, Entry] = {
     ),
 }
 
+# The words before the colon of `model.source` that name a library.
+MODEL_SOURCES: Mapping[str, Entry] = {
+    "torchvision": Entry(
+        "qconvert.models.source:torchvision", "a model of `torchvision.models.list_models()`"
+    ),
+    "timm": Entry(
+        "qconvert.models.source:timm",
+        "a model of `timm.list_models()`, with its own preprocessing as default "
+        "(`pip install 'qconvert[timm]'`)",
+    ),
+}
+
 
 def choices(registry: Mapping[str, Entry]) -> tuple[str, ...]:
     """The names of a registry, for a `Literal`."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from qconvert.errors import UnsupportedError
 
 # What torch says of its own future; a user cannot act on it (see docs/architecture.md).
 _UPSTREAM_NEWS = (
@@ -43,10 +45,22 @@ def _say_it_once() -> None:
 _say_it_once()
 
 
-def trace(module: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
-    """Traces an eval-mode module with one example input; parameters need no gradient after."""
+def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
+    """Traces an eval-mode module with example inputs; parameters need no gradient after.
+
+    Raises UnsupportedError when TorchScript cannot return what the module does.
+    """
     with quiet(), torch.no_grad():
-        return torch.jit.trace(module.eval(), example, check_trace=False)
+        try:
+            # Not strict: a model may return a dict or a list.
+            return torch.jit.trace(module.eval(), tuple(example), check_trace=False, strict=False)
+        except RuntimeError as error:
+            raise UnsupportedError(
+                f"TorchScript cannot hold the model: {str(error).strip().splitlines()[0]}",
+                where="model.source",
+                fix="name a callable that wraps the model and returns a tensor, a tuple of tensors "
+                "or a dict of tensors by name",
+            ) from error
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
@@ -128,7 +142,7 @@ class Executed:
     output: Tensor
 
 
-def graph_values(module: torch.jit.ScriptModule, example: Tensor) -> list[Executed]:
+def graph_values(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> list[Executed]:
     """Runs a frozen module and returns its nodes that compute tensors, in the order of the graph.
 
     The nodes are those of the saved graph; the values are read by running a copy of the graph that
@@ -151,7 +165,7 @@ def graph_values(module: torch.jit.ScriptModule, example: Tensor) -> list[Execut
     graph.registerOutput(collect.output())
     function = torch._C._create_function_from_graph("values", graph)
     with torch.inference_mode():
-        values = iter(function(module._c, example))
+        values = iter(function(module._c, *example))
     return [
         Executed(node, output=next(values), inputs={i: next(values) for i in read})
         for node, read in zip(nodes, positions, strict=True)

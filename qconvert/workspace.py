@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qconvert.errors import QConfigError
+from qconvert.errors import OutputError
 
 
 def digest(value: Any) -> str:
@@ -34,19 +35,37 @@ def file_digest(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: to a temporary name beside it, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        raise QConfigError(
-            f"cannot be written: {error.strerror}",
-            where=str(path),
-            fix="make room, or name another folder with `output:` or --output",
-        ) from error
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # also where the folder could not be made
+            temporary.unlink(missing_ok=True)
+
+
+# The ending of a file that is being written.
+_TEMPORARY = ".tmp"
+
+
+def _lock(folder: int, waiting: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Locks an open folder for this process; the system unlocks it whatever becomes of us."""
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        say("two runs in one output folder at once are not kept apart on this system")
+        return
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(folder, fcntl.LOCK_EX)
+    except OSError as error:  # some network file systems
+        say(f"the output folder cannot be locked ({error.strerror}): let one run at a time use it")
 
 
 @dataclass(frozen=True)
@@ -59,18 +78,42 @@ class Workspace:
         """Where the file of this name is or will be."""
         return self.folder / name
 
-    def prepare(self) -> None:
-        """Makes the folder and proves that it can be written, before the slow work."""
+    @contextmanager
+    def exclusive(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Makes the folder, proves that it can be written before the slow work, and keeps other
+        runs out; while another one is in it, this one says so and waits.
+
+        What a killed run has left half-written is removed. A folder that was made and stays empty,
+        because the run failed, is removed too.
+
+        Raises OutputError.
+        """
+        made = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
+            folder = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
-            raise QConfigError(
-                f"the output folder cannot be written: {error.strerror}",
-                where=str(self.folder),
-                fix="name another folder with `output:` or --output",
-            ) from None
+            raise self._unusable(error) from None
+        try:
+            _lock(folder, lambda: say(f"another run is using {self.folder}: waiting for it"), say)
+            try:
+                for left in self.folder.glob(f".*{_TEMPORARY}"):
+                    left.unlink()
+                with tempfile.TemporaryFile(dir=self.folder) as probe:
+                    probe.write(b"0")
+            except OSError as error:
+                raise self._unusable(error) from None
+            yield
+        finally:
+            os.close(folder)  # which unlocks it
+            if made:
+                with suppress(OSError):  # it holds files: they are wanted
+                    self.folder.rmdir()
+
+    def _unusable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"the output folder cannot be written: {error.strerror}", where=str(self.folder)
+        )
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A record, or None when it is missing or not whole."""

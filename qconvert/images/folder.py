@@ -6,22 +6,26 @@ import hashlib
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qconvert.errors import ImageError, did_you_mean
+from qconvert.errors import BadImageError, NoImagesError
+from qconvert.images.labels import Labelled, from_csv, from_folders, read_classes
 from qconvert.workspace import digest, file_digest
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+# Arrays are images where there are no others: beside images they are usually something else.
+ARRAYS = frozenset({".npy"})
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """Image files, sorted by their path below `root`, with a class index each or none.
 
-    `classes` are the class names in the model's order. `digest` is of names, contents and labels.
+    `classes` are the class names in the model's order, if they have names. `digest` is of names,
+    contents and labels. `notes` are decisions that a user should know of.
     """
 
     root: Path
@@ -29,6 +33,7 @@ class ImageSet:
     labels: tuple[int, ...] | None
     classes: tuple[str, ...] | None
     digest: str
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -37,97 +42,110 @@ class ImageSet:
         """At most `count` images drawn by `seed`, in sorted order; the same on every machine."""
         if count >= len(self):
             return self
-        chosen = sorted(random.Random(seed).sample(range(len(self)), count))
+        return self._only(sorted(random.Random(seed).sample(range(len(self)), count)))
+
+    def without(self, paths: Collection[Path]) -> ImageSet:
+        """The other images.
+
+        Raises NoImagesError when there are none.
+        """
+        kept = [i for i, path in enumerate(self.files) if path not in paths]
+        if not kept:
+            raise NoImagesError(
+                f"none of the {len(self)} images can be read",
+                where=str(self.root),
+                fix="name another folder; with `data.on_bad_image: error` each is named",
+            )
+        return self if len(kept) == len(self) else self._only(kept)
+
+    def _only(self, chosen: Sequence[int]) -> ImageSet:
         return replace(
             self,
             files=tuple(self.files[i] for i in chosen),
             labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
-            digest=digest([self.digest, chosen]),
+            digest=digest([self.digest, list(chosen)]),
         )
 
 
-def read_folder(root: Path, labels: str, classes_file: Path | None) -> ImageSet:
-    """Lists a folder, at any depth.
+def read_folder(root: Path, labels: str | Path, classes_file: Path | None) -> ImageSet:
+    """Lists a folder, at any depth; hidden files and those of other endings are left out.
 
-    With `labels` of `folders`, the first folder below `root` is the class. The class index is its
-    place in `classes_file` (one name a line, the model's order), or among the sorted names.
+    `labels` is `folders` (see `labels.from_folders`), `none`, or a CSV file (`labels.from_csv`).
 
-    Raises ImageError when there is no image, a label is unknown, or an image has none.
+    Raises NoImagesError when there is no image, LabelError when labels are wrong.
     """
-    files = sorted(_image_files(root), key=lambda path: path.relative_to(root).as_posix())
-    if not files:
-        raise ImageError(
-            "there is no image in this folder",
-            where=str(root),
-            fix="name a folder with " + ", ".join(sorted(SUFFIXES)) + " files",
-        )
-    classes, indices = None, None
-    if labels == "folders":
-        classes, indices = _labels(root, files, classes_file)
-    elif classes_file is not None:
-        classes = _read_classes(classes_file)
-    contents = digest([_digest(root, files, indices), classes])
-    return ImageSet(root, tuple(files), indices, classes, contents)
+    files, notes = _image_files(root)
+    if isinstance(labels, Path):
+        labelled = from_csv(root, files, labels, classes_file)
+    elif labels == "folders":
+        labelled = from_folders(root, files, classes_file)
+    else:
+        classes = None if classes_file is None else read_classes(classes_file)
+        contents = digest([_digest(root, files, None), classes])
+        return ImageSet(root, tuple(files), None, classes, contents, notes)
+    return _with_labels(root, labelled, notes)
 
 
-def _image_files(root: Path) -> Iterator[Path]:
-    """Every image below a folder; symbolic links are followed, each folder once."""
-    visited: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+def _with_labels(root: Path, labelled: Labelled, notes: tuple[str, ...]) -> ImageSet:
+    contents = digest([_digest(root, labelled.files, labelled.labels), labelled.classes])
+    return ImageSet(
+        root,
+        labelled.files,
+        labelled.labels,
+        labelled.classes,
+        contents,
+        (*notes, *labelled.notes),
+    )
+
+
+def _image_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Every image below a folder, and what was left out; links are followed, each folder once."""
+    by_suffix: dict[str, list[Path]] = {}
+    visited = {os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_unlisted):
         folders[:] = [
             f for f in folders if os.path.realpath(os.path.join(folder, f)) not in visited
         ]
         visited.update(os.path.realpath(os.path.join(folder, f)) for f in folders)
         for name in names:
             path = Path(folder, name)
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield path
-
-
-def _labels(
-    root: Path, files: list[Path], classes_file: Path | None
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    relative = [path.relative_to(root) for path in files]
-    flat = [path for path in relative if len(path.parts) < 2]
-    if flat:
-        raise ImageError(
-            f"{len(flat)} images are in no class folder, the first is {flat[0]}",
+            if not name.startswith(".") and path.is_file():
+                by_suffix.setdefault(path.suffix.lower(), []).append(path)
+    wanted = SUFFIXES if SUFFIXES & by_suffix.keys() else ARRAYS
+    files = [path for suffix in wanted for path in by_suffix.get(suffix, ())]
+    others = Counter({s: len(paths) for s, paths in by_suffix.items() if s not in wanted})
+    endings = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in
+                        sorted(others.items()))  # fmt: skip
+    if not files:
+        there = f"; it has other files: {endings}" if others else ""
+        raise NoImagesError(
+            f"there is no image in this folder{there}",
             where=str(root),
-            fix="put them into one folder a class, or write `labels: none`",
+            fix="name a folder with " + ", ".join(sorted(SUFFIXES | ARRAYS)) + " files",
         )
-    names = sorted({path.parts[0] for path in relative})
-    classes = tuple(names) if classes_file is None else _read_classes(classes_file)
-    unknown = [name for name in names if name not in classes]
-    if unknown:
-        raise ImageError(
-            [f"folder {name!r} is not in {classes_file}{did_you_mean(name, classes)}"
-             for name in unknown],
-            where=str(root),
-            fix="name every class in `data.classes`, one a line in the model's order",
-        )  # fmt: skip
-    index = {name: i for i, name in enumerate(classes)}
-    return classes, tuple(index[path.parts[0]] for path in relative)
+    files.sort(key=lambda path: path.relative_to(root).as_posix())
+    notes = (f"files that are no images are left out: {endings}",) if others else ()
+    return files, notes
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ImageError("is not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice or not names:
-        fact = f"names {', '.join(twice)} twice" if twice else "names no class"
-        raise ImageError(fact, where=str(path), fix="write one class a line, each once")
-    return names
+def _unlisted(error: OSError) -> None:
+    raise NoImagesError(
+        f"the folder cannot be listed: {error.strerror}",
+        where=str(error.filename),
+        fix="let this user read it, or name another folder",
+    )
 
 
-def _digest(root: Path, files: list[Path], labels: tuple[int, ...] | None) -> str:
+def _digest(root: Path, files: Sequence[Path], labels: tuple[int, ...] | None) -> str:
     try:
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
             contents = list(pool.map(file_digest, files))
     except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}", where=str(error.filename)) from None
+        raise BadImageError(
+            f"cannot be read: {error.strerror}",
+            where=str(error.filename),
+            fix="let this user read it, or remove it",
+        ) from None
     names = [path.relative_to(root).as_posix() for path in files]
     summary = hashlib.sha256()
     for row in zip(names, contents, labels or [-1] * len(names), strict=True):

@@ -1,48 +1,100 @@
-"""From an image file to the model's input, as torchvision's transforms do it."""
+"""From an image file to the model's inputs: as the qconfig says, or by the user's own transform."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from qconvert.errors import ImageError
+from qconvert.errors import TransformError
+from qconvert.images.decode import decode, size_of
 from qconvert.qconfig import Preprocess
+from qconvert.user_code import guarded
 
-# A file that claims more is taken for an attack or a mistake, as Pillow's own limit does.
-MOST_PIXELS = 89_478_485
+# The inputs of a model for one image, or for several: each tensor's first axis is of images.
+Inputs = tuple[Tensor, ...]
 
 
-def decode(path: Path, channels: int) -> Image.Image:
-    """Reads an image as grey (`channels` 1) or RGB (3).
+class Reader(Protocol):
+    """The way from a file to the model's inputs, the same in calibration and evaluation."""
 
-    Raises ImageError naming the file when it is no image, truncated or unreasonably large.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise Image.DecompressionBombError
-            if image.mode.startswith(("I", "F")):
-                raise ImageError(
-                    "has more than 8 bits a channel, which this version does not read",
-                    where=str(path),
-                    fix="save it with 8 bits",
-                )
-            return image.convert("L" if channels == 1 else "RGB")
-    except Image.DecompressionBombError:
-        raise ImageError(
-            f"has more than {MOST_PIXELS:,} pixels",
-            where=str(path),
-            fix="shrink or remove the file",
-        ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else None
-        fact = f"cannot be read: {reason}" if reason else "is no image, or a damaged one"
-        raise ImageError(fact, where=str(path), fix="repair or remove the file") from None
+    def __call__(self, path: Path) -> Inputs:
+        """One image, each tensor (1, …). Raises BadImageError or TransformError."""
+        ...
+
+    def size(self, path: Path) -> tuple[int, int] | None:
+        """Height and width of the input without reading all of it; None when only reading tells.
+
+        Raises BadImageError.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """The steps of `data.preprocess`: one input of float32, (1, channels, height, width)."""
+
+    steps: Preprocess
+
+    def __call__(self, path: Path) -> Inputs:
+        """See `Reader`."""
+        steps = self.steps
+        image = decode(path, steps.channels, steps.exif)
+        mode = InterpolationMode(steps.interpolation)
+        if isinstance(image, Tensor) and mode is InterpolationMode.NEAREST:
+            mode = InterpolationMode.NEAREST_EXACT  # as Pillow's
+        if steps.resize is not None:
+            size = [steps.resize] if isinstance(steps.resize, int) else list(steps.resize)
+            image = F.resize(image, size, mode)
+        if steps.crop is not None:
+            size = [steps.crop] * 2 if isinstance(steps.crop, int) else list(steps.crop)
+            image = F.center_crop(image, size)
+        if isinstance(image, Image.Image):
+            image = F.pil_to_tensor(image).to(torch.float32) / 255
+        mean = torch.tensor(steps.mean).view(-1, 1, 1)
+        std = torch.tensor(steps.std).view(-1, 1, 1)
+        return (((image - mean) / std).unsqueeze(0),)
+
+    def size(self, path: Path) -> tuple[int, int] | None:
+        """See `Reader`."""
+        return size_after(size_of(path, self.steps.exif), self.steps)
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """The user's `data.transform`, called with an RGB image whose `filename` is its path."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, path: Path) -> Inputs:
+        """See `Reader`."""
+        image = decode(path, 3)
+        if isinstance(image, Tensor):  # more than 8 bits
+            image = F.to_pil_image((image * 255).round().to(torch.uint8))
+        # Pillow itself sets it only on images that it has opened.
+        setattr(image, "filename", str(path))  # noqa: B010
+        with guarded(f"{path.name}: calling it", TransformError, "data.transform"):
+            result = self.function(image)
+        found = result if isinstance(result, (tuple, list)) else (result,)
+        wrong = [type(x).__name__ for x in found if not isinstance(x, Tensor)]
+        if wrong or not found:
+            raise TransformError(
+                f"returned {', '.join(wrong) or 'nothing'} for {path.name}",
+                where="data.transform",
+                fix="return a tensor (channels, height, width), or a tuple of the model's inputs",
+            )
+        return tuple(x.detach().unsqueeze(0) for x in found)
+
+    def size(self, path: Path) -> tuple[int, int] | None:
+        """See `Reader`."""
+        return None
 
 
 def size_after(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
@@ -62,19 +114,3 @@ def size_after(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]
     if crop is not None:
         height, width = (crop, crop) if isinstance(crop, int) else crop
     return height, width
-
-
-def load(path: Path, preprocess: Preprocess) -> Tensor:
-    """Returns the model's input for one file: float32, (1, channels, height, width)."""
-    image = decode(path, preprocess.channels)
-    mode = InterpolationMode(preprocess.interpolation)
-    if preprocess.resize is not None:
-        size = preprocess.resize
-        image = F.resize(image, [size] if isinstance(size, int) else list(size), mode)
-    if preprocess.crop is not None:
-        size = preprocess.crop
-        image = F.center_crop(image, [size, size] if isinstance(size, int) else list(size))
-    pixels = F.pil_to_tensor(image).to(torch.float32) / 255
-    mean = torch.tensor(preprocess.mean).view(-1, 1, 1)
-    std = torch.tensor(preprocess.std).view(-1, 1, 1)
-    return ((pixels - mean) / std).unsqueeze(0)

@@ -11,22 +11,21 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from qconvert.errors import ImageError
+from qconvert.errors import BadImageError, ModelInputError, at_most
 from qconvert.images.folder import ImageSet
-from qconvert.images.preprocess import load, size_after
-from qconvert.qconfig import Preprocess
+from qconvert.images.preprocess import Inputs, Reader
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Called with the number of images done and the number of all.
 Progress = Callable[[int, int], None]
+Size = tuple[int, int]
 
 
 def no_progress(done: int, total: int) -> None:
@@ -50,28 +49,108 @@ def cores() -> int:
 
 
 def map_images(
-    function: Callable[[Tensor], Result],
+    function: Callable[[Inputs], Result],
     images: ImageSet,
-    preprocess: Preprocess,
+    read: Reader,
     *,
     batch_size: int = 8,
     progress: Progress = no_progress,
 ) -> Generator[Result, None, None]:
-    """Yields `function(input)` for every image, in the order of `images.files`.
+    """Yields `function(inputs)` for every image, in the order of `images.files`.
 
-    An input is (1, channels, height, width) float32. `batch_size` images are handed to a worker
-    at a time; results do not depend on it.
+    `batch_size` images are handed to a worker at a time; results do not depend on it.
+
+    Raises BadImageError that names all unreadable files, ModelInputError when torch's operators
+    refuse an image.
     """
 
-    def work(paths: Sequence[Path]) -> list[Result]:
-        with torch.inference_mode():
-            return [function(load(path, preprocess)) for path in paths]
+    def work(path: Path) -> Result:
+        inputs = read(path)
+        try:
+            return function(inputs)
+        except (RuntimeError, IndexError, AssertionError) as error:
+            shapes = ", ".join(str(list(x.shape)) for x in inputs)
+            raise ModelInputError(
+                f"the model fails on this image, whose input is {shapes}: {error}",
+                where=str(path),
+            ) from error
 
-    starts = range(0, len(images), batch_size)
-    batches = deque(images.files[i : i + batch_size] for i in starts)
+    found = _in_order(work, images.files, batch_size, progress)
+    with closing(found) as results:
+        try:
+            yield from results
+        except BadImageError as error:
+            raise _all_at_once(images, read) or error from None
+
+
+def unreadable(
+    images: ImageSet, read: Reader, progress: Progress = no_progress
+) -> dict[Path, BadImageError]:
+    """Decodes every image and returns what is wrong with those that cannot be read."""
+
+    def attempt(path: Path) -> BadImageError | None:
+        try:
+            read(path)
+        except BadImageError as error:
+            return error
+        return None
+
+    found = _in_order(attempt, images.files, 8, progress)
+    with closing(found) as results:
+        wrong = dict(zip(images.files, results, strict=True))
+    return {path: error for path, error in wrong.items() if error is not None}
+
+
+def sizes(images: ImageSet, read: Reader) -> dict[Size, list[Path]]:
+    """The images by height and width of their inputs, as far as their headers tell.
+
+    Raises BadImageError that names all files whose header is wrong.
+    """
+    found: dict[Size, list[Path]] = {}
+    wrong: list[BadImageError] = []
+    for path in images.files:
+        try:
+            size = read.size(path)
+        except BadImageError as error:
+            wrong.append(error)
+            continue
+        if size is not None:
+            found.setdefault(size, []).append(path)
+    if wrong:
+        raise _as_one(wrong)
+    return found
+
+
+def _all_at_once(images: ImageSet, read: Reader) -> BadImageError | None:
+    wrong = list(unreadable(images, read).values())
+    return _as_one(wrong) if wrong else None
+
+
+def _as_one(wrong: Sequence[BadImageError]) -> BadImageError:
+    """One error with the facts of all, each with its file."""
+    if len(wrong) == 1:
+        return wrong[0]
+    facts = [f"{error.where}: {fact}" for error in wrong for fact in error.facts]
+    fixes = {error.fix for error in wrong}
+    return BadImageError(at_most(facts), fix=fixes.pop() if len(fixes) == 1 else None)
+
+
+def _in_order(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    batch_size: int,
+    progress: Progress,
+) -> Generator[Result, None, None]:
+    """`function` of every item, on as many threads as there are cores; each runs torch on one."""
+
+    def work(batch: Sequence[Item]) -> list[Result]:
+        with torch.inference_mode():
+            return [function(item) for item in batch]
+
+    batches = deque(items[i : i + batch_size] for i in range(0, len(items), batch_size))
     done, workers = 0, cores()
     pending: deque[Future[list[Result]]] = deque()
-    progress(0, len(images))
+    progress(0, len(items))
     with (
         one_thread(),
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
@@ -83,30 +162,7 @@ def map_images(
                 results = pending.popleft().result()
                 done += len(results)
                 yield from results
-                progress(done, len(images))
+                progress(done, len(items))
         finally:
             for future in pending:
                 future.cancel()
-
-
-def input_shape(images: ImageSet, preprocess: Preprocess) -> tuple[int, ...]:
-    """The shape of one input, (1, channels, height, width), the same for all images.
-
-    Raises ImageError when the images differ in size after the preprocessing.
-    """
-    sizes: dict[tuple[int, int], Path] = {}
-    for path in images.files:
-        try:
-            with Image.open(path) as image:
-                sizes.setdefault(size_after(image.size, preprocess), path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # named with its reason when it is decoded
-    if len(sizes) > 1:
-        (a, first), (b, second) = list(sizes.items())[:2]
-        raise ImageError(
-            f"the inputs differ in size: {a[0]} x {a[1]} from {first.name}, "
-            f"{b[0]} x {b[1]} from {second.name}",
-            where=str(images.root),
-            fix="set `data.preprocess.resize: [height, width]`, or a `crop`",
-        )
-    return tuple(load(images.files[0], preprocess).shape)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from qconvert.errors import ImageError
+from qconvert.errors import LabelError
 from qconvert.images.folder import ImageSet
+from qconvert.images.preprocess import Inputs, Reader
 from qconvert.images.stream import Progress, map_images, no_progress
 from qconvert.measurement.statistics import Interval, bootstrap, decibels, proportion
-from qconvert.qconfig import Preprocess
 from qconvert.records import Record
+
+# Maps the inputs of one image to the output that is measured.
+Model = Callable[..., Tensor]
 
 
 class Comparison(Record):
-    """One model against float. Shares are fractions; SQNR is of the outputs, in dB.
+    """One model against float. Shares are fractions; SQNR is of the outputs, in dB; cosine is of
+    the angle between the two outputs of an image.
 
-    What needs labels or one answer an image is None where there is none.
+    What needs labels or answers is None where there is none. `agreement` is the share of images
+    with the same answer, or of pixels where there is one answer a pixel.
     """
 
     images: int
@@ -27,6 +34,8 @@ class Comparison(Record):
     float_top5: Interval | None
     top5: Interval | None
     agreement: Interval | None
+    cosine: Interval
+    lowest_cosine: float
     sqnr_db: Interval
 
     @property
@@ -37,71 +46,129 @@ class Comparison(Record):
         return self.float_top1.value - self.top1.value
 
 
-def outputs(
-    models: Mapping[str, Callable[[Tensor], Tensor]],
+class _Seen(NamedTuple):
+    """What is kept of one image: energies and cosine of the outputs, the share of equal answers,
+    and the five largest outputs of each model, largest first (none where there is no one
+    answer)."""
+
+    signal: float
+    noise: float
+    cosine: float
+    agreement: float
+    float_top: tuple[int, ...]
+    top: tuple[int, ...]
+
+
+def compare(
+    reference: Model,
+    measured: Model,
     images: ImageSet,
-    preprocess: Preprocess,
+    read: Reader,
     *,
+    answers: bool,
     batch_size: int,
     progress: Progress = no_progress,
-) -> dict[str, np.ndarray]:
-    """Every model's output for every image, float32, (images, …); an image is decoded once."""
+) -> Comparison:
+    """Runs both models on every image and compares their outputs; memory does not grow with them.
 
-    def run(x: Tensor) -> list[np.ndarray]:
-        return [model(x)[0].numpy().copy() for model in models.values()]
-
-    rows = list(map_images(run, images, preprocess, batch_size=batch_size, progress=progress))
-    return {name: np.stack([row[i] for row in rows]) for i, name in enumerate(models)}
-
-
-def compare(reference: np.ndarray, measured: np.ndarray, images: ImageSet) -> Comparison:
-    """Compares a model's outputs with those of float, (images, classes) or (images, …).
-
-    Raises ImageError when the number of classes is not that of the outputs.
+    `answers`: the largest output along axis 1 is the answer, of the image (1, classes) or of each
+    pixel (1, classes, height, width); else outputs are numbers without classes.
     """
-    answers = reference.ndim == 2 and reference.shape[1] > 1
-    labels = None
-    if answers and images.labels is not None and images.classes is not None:
-        labels = np.array(images.labels)
-        check_classes(images, reference.shape[1])
-    five = answers and reference.shape[1] > 5
-    same = int((reference.argmax(1) == measured.argmax(1)).sum()) if answers else 0
+
+    def run(inputs: Inputs) -> _Seen:
+        return _seen(reference(*inputs), measured(*inputs), answers)
+
+    rows = list(map_images(run, images, read, batch_size=batch_size, progress=progress))
+    cosines = np.array([row.cosine for row in rows])
+    energies = np.array([(row.signal, row.noise) for row in rows])
+    one_answer = answers and bool(rows[0].top)
+    five = one_answer and len(rows[0].top) == _FIVE
+    float_top = [row.float_top for row in rows] if one_answer else None
+    top = [row.top for row in rows] if one_answer else None
     return Comparison(
-        images=len(reference),
-        float_top1=_top(reference, labels, 1) if answers else None,
-        top1=_top(measured, labels, 1) if answers else None,
-        float_top5=_top(reference, labels, 5) if five else None,
-        top5=_top(measured, labels, 5) if five else None,
-        agreement=proportion(same, len(reference)) if answers else None,
-        sqnr_db=_sqnr(reference, measured),
+        images=len(rows),
+        float_top1=_share_right(float_top, images, 1),
+        top1=_share_right(top, images, 1),
+        float_top5=_share_right(float_top, images, 5) if five else None,
+        top5=_share_right(top, images, 5) if five else None,
+        agreement=_agreement(rows, one_answer) if answers else None,
+        cosine=bootstrap(_mean, cosines),
+        lowest_cosine=float(cosines.min()),
+        sqnr_db=bootstrap(_ratio, energies),
     )
 
 
+# Top-5 is worth a line where there are more classes than five.
+_FIVE = 5
+
+
 def check_classes(images: ImageSet, outputs: int) -> None:
-    """Raises ImageError when the labels cannot be the model's classes."""
-    if images.labels is not None and len(images.classes or ()) != outputs:
-        raise ImageError(
-            f"there are {len(images.classes or ())} classes, the model has {outputs} outputs",
+    """Raises LabelError when the labels cannot be the model's classes."""
+    if images.labels is None:
+        return
+    fix = (
+        "name all classes in `data.classes`, in the model's order, or `labels: none`; "
+        "`model.answers: none` if the outputs are no classes"
+    )
+    if images.classes is None:
+        if max(images.labels) >= outputs:
+            raise LabelError(
+                f"there is a label {max(images.labels)}, the model has {outputs} outputs",
+                where=str(images.root),
+                fix="count labels from 0; " + fix,
+            )
+    elif len(images.classes) != outputs:
+        raise LabelError(
+            f"there are {len(images.classes)} classes, the model has {outputs} outputs",
             where=str(images.root),
-            fix="name all classes in `data.classes`, in the model's order, or `labels: none`",
+            fix=fix,
         )
 
 
-def _top(values: np.ndarray, labels: np.ndarray | None, k: int) -> Interval | None:
+def _seen(reference: Tensor, measured: Tensor, answers: bool) -> _Seen:
+    """One image's outputs, (1, ...), compared."""
+    want, have = reference.double().flatten(), measured.double().flatten()
+    lengths = float(want.norm() * have.norm())
+    agreement = 0.0
+    if answers:
+        agreement = float((reference.argmax(1) == measured.argmax(1)).double().mean())
+    return _Seen(
+        signal=float(want.square().sum()),
+        noise=float((want - have).square().sum()),
+        cosine=float(want @ have) / lengths if lengths else float(torch.equal(want, have)),
+        agreement=agreement,
+        float_top=_largest(reference) if answers else (),
+        top=_largest(measured) if answers else (),
+    )
+
+
+def _largest(output: Tensor) -> tuple[int, ...]:
+    """The indices of the largest outputs of one row, largest first; of equals the first comes
+    first. Empty for maps."""
+    if output.dim() != 2:
+        return ()
+    count = _FIVE if output.shape[1] > _FIVE else 1
+    return tuple(torch.sort(output[0], descending=True, stable=True).indices[:count].tolist())
+
+
+def _share_right(tops: list[tuple[int, ...]] | None, images: ImageSet, k: int) -> Interval | None:
     """The share of images whose label is among the `k` largest outputs."""
-    if labels is None:
+    if tops is None or images.labels is None:
         return None
-    largest = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    return proportion(int((largest == labels[:, None]).any(1).sum()), len(labels))
+    hits = sum(label in top[:k] for label, top in zip(images.labels, tops, strict=True))
+    return proportion(hits, len(tops))
 
 
-def _sqnr(reference: np.ndarray, measured: np.ndarray) -> Interval:
-    """Signal to quantization noise of all outputs; the interval is over images."""
-    signal = np.square(reference.astype(np.float64)).reshape(len(reference), -1).sum(1)
-    error = reference.astype(np.float64) - measured
-    noise = np.square(error).reshape(len(reference), -1).sum(1)
+def _agreement(rows: list[_Seen], one_answer: bool) -> Interval:
+    if one_answer:
+        return proportion(round(sum(row.agreement for row in rows)), len(rows))
+    # The pixels of an image are not independent: the interval is over images.
+    return bootstrap(_mean, np.array([row.agreement for row in rows]))
 
-    def ratio(rows: np.ndarray) -> float:
-        return decibels(float(rows[:, 0].sum()), float(rows[:, 1].sum()))
 
-    return bootstrap(ratio, np.stack([signal, noise], axis=1))
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean())
+
+
+def _ratio(energies: np.ndarray) -> float:
+    return decibels(float(energies[:, 0].sum()), float(energies[:, 1].sum()))

@@ -11,13 +11,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from qconvert.errors import ConversionError
+from qconvert.errors import TimingError
+from qconvert.images.preprocess import Inputs
 from qconvert.images.stream import cores
+from qconvert.measurement.handover import write_tensors
 from qconvert.measurement.statistics import Interval, median
 from qconvert.records import Record
 
@@ -63,7 +66,7 @@ class Latency(Record):
 def measure(
     float_file: Path,
     files: dict[str, Path],
-    input_shape: Sequence[int],
+    example: Inputs,
     *,
     batch_sizes: Sequence[int],
     threads: Sequence[int],
@@ -71,22 +74,25 @@ def measure(
 ) -> list[Latency]:
     """Measures TorchScript files against `float_file`, `seconds` for each setting.
 
-    `input_shape` is that of one image, (1, channels, height, width).
+    `example` are the inputs of one image; larger batches repeat it.
 
-    Raises ConversionError when a file does not run.
+    Raises TimingError when a file does not run.
     """
     results = []
-    for count in dict.fromkeys(threads):
-        job = {
-            "float": str(float_file),
-            "files": {name: str(path) for name, path in files.items()},
-            "shape": list(input_shape[1:]),
-            "batch_sizes": list(batch_sizes),
-            "threads": count,
-            "seconds": seconds,
-        }
-        for row in _run(job, count):
-            results.append(_latency(row, count))
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder, "inputs.pt")
+        write_tensors(inputs, tuple(example))
+        for count in dict.fromkeys(threads):
+            job = {
+                "float": str(float_file),
+                "files": {name: str(path) for name, path in files.items()},
+                "inputs": str(inputs),
+                "batch_sizes": list(batch_sizes),
+                "threads": count,
+                "seconds": seconds,
+            }
+            for row in _run(job, count):
+                results.append(_latency(row, count))
     return results
 
 
@@ -109,7 +115,7 @@ def _run(job: dict[str, object], threads: int) -> list[dict]:
     )
     if result.returncode != 0:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
-        raise ConversionError(
+        raise TimingError(
             f"the models do not run side by side: {lines[-1] if lines else 'the process died'}",
             where="benchmark",
         )

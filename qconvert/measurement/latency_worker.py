@@ -14,7 +14,8 @@ from torch import Tensor
 
 from qconvert import torchscript
 
-Model = Callable[[Tensor], Tensor]
+Model = Callable[..., Any]
+Inputs = tuple[Tensor, ...]
 _WARM_UP_CALLS = 5
 _FEWEST_ROUNDS = 11
 # The share of the time that chooses the fastest float form.
@@ -25,19 +26,24 @@ def main() -> None:
     """Reads the job, measures each batch size, prints the rows."""
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
-    float_forms, failed = _float_forms(Path(job["float"]), torch.rand(1, *job["shape"]))
+    example: Inputs = torch.load(job["inputs"], weights_only=True)
+    float_forms, failed = _float_forms(Path(job["float"]), example)
     others: dict[str, Model] = {
         name: torchscript.load(Path(path)) for name, path in job["files"].items()
     }
     with torch.inference_mode():
         rows = [
-            _measure(float_forms, others, torch.rand(batch, *job["shape"]), job["seconds"])
+            _measure(float_forms, others, _repeated(example, batch), job["seconds"])
             for batch in job["batch_sizes"]
         ]
     print(json.dumps([{**row, "failed_forms": failed} for row in rows]))
 
 
-def _float_forms(path: Path, example: Tensor) -> tuple[dict[str, Model], dict[str, str]]:
+def _repeated(example: Inputs, count: int) -> Inputs:
+    return tuple(x.repeat(count, *[1] * (x.dim() - 1)) for x in example)
+
+
+def _float_forms(path: Path, example: Inputs) -> tuple[dict[str, Model], dict[str, str]]:
     """The float model as traced, frozen and optimized, in both memory layouts; and, by name, why
     a form does not run (a `view` of channels-last memory, say)."""
     forms: dict[str, Model] = {}
@@ -52,7 +58,7 @@ def _float_forms(path: Path, example: Tensor) -> tuple[dict[str, Model], dict[st
                 form = _form(path, prepare, bool(layout))
                 with torch.inference_mode():
                     for _ in range(3):  # the second call is the first that is optimized
-                        form(example)
+                        form(*example)
             except Exception as error:
                 failed[name + layout] = str(error).strip().splitlines()[-1]
             else:
@@ -70,32 +76,33 @@ def _form(path: Path, prepare: Callable[[Any], Any], channels_last: bool) -> Mod
 
 
 def _channels_last(model: Model) -> Model:
-    def run(x: Tensor) -> Tensor:
-        return model(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+    def run(*inputs: Tensor) -> Any:
+        last = torch.channels_last
+        return model(*(x.contiguous(memory_format=last) if x.dim() == 4 else x for x in inputs))
 
     return run
 
 
 def _measure(
-    float_forms: dict[str, Model], others: dict[str, Model], x: Tensor, seconds: float
+    float_forms: dict[str, Model], others: dict[str, Model], inputs: Inputs, seconds: float
 ) -> dict:
-    tried = _rounds(float_forms, x, seconds * _CHOOSING)
+    tried = _rounds(float_forms, inputs, seconds * _CHOOSING)
     medians = {name: sorted(calls)[len(calls) // 2] for name, calls in tried.items()}
     fastest = min(medians, key=lambda name: medians[name])
     models = {"float": float_forms[fastest], **others}
     return {
-        "batch_size": len(x),
+        "batch_size": len(inputs[0]),
         "float_forms_s": medians,
         "forms": {"float": fastest, **dict.fromkeys(others, "as saved")},
-        "calls_s": _rounds(models, x, seconds * (1 - _CHOOSING)),
+        "calls_s": _rounds(models, inputs, seconds * (1 - _CHOOSING)),
     }
 
 
-def _rounds(models: dict[str, Model], x: Tensor, seconds: float) -> dict[str, list[float]]:
+def _rounds(models: dict[str, Model], inputs: Inputs, seconds: float) -> dict[str, list[float]]:
     """Seconds of each call; the models take turns, and the order turns round every time."""
     for model in models.values():
         for _ in range(_WARM_UP_CALLS):
-            model(x)
+            model(*inputs)
     calls: dict[str, list[float]] = {name: [] for name in models}
     order = list(models)
     end = time.perf_counter() + seconds
@@ -103,9 +110,9 @@ def _rounds(models: dict[str, Model], x: Tensor, seconds: float) -> dict[str, li
         order.reverse()
         for name in order:
             # The call before a timed one is the same model's: caches are its own.
-            models[name](x)
+            models[name](*inputs)
             start = time.perf_counter()
-            models[name](x)
+            models[name](*inputs)
             calls[name].append(time.perf_counter() - start)
     return calls
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import pickletools
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,42 +15,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qconvert.errors import ModelError
+from qconvert.errors import (
+    FACTS_SHOWN,
+    CheckpointFileError,
+    CheckpointKeysError,
+    UnsafeCheckpointError,
+    at_most,
+)
 
-NESTED_UNDER = ("state_dict",)
-PREFIX = "module."
+# Where training scripts put the weights, in the order in which they are preferred.
+NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net", "ema")
+# What wrappers put before every key: DataParallel, Lightning and others, torch.compile.
+PREFIXES = ("module.", "model.", "_orig_mod.")
+# torch.compile of a part of a model puts this inside its keys.
+_COMPILED = "_orig_mod."
 # What torch says when a pickle names a class or function beyond tensors.
 _NEEDS_CODE = re.compile(r"Unsupported (global|class)|allowed global|Trying to", re.IGNORECASE)
 # Batch norms count batches since PyTorch 0.4.1; older checkpoints do not, and eval needs no count.
 _COUNTER = "num_batches_tracked"
+# Left in state_dicts by weight averaging (torch.optim.swa_utils) and by thop; no weights.
+_NO_WEIGHTS = ("n_averaged", "total_ops", "total_params", _COUNTER)
 
 
-def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> None:
-    """Loads weights strictly: every tensor of the model, and no other.
+def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str, ...]:
+    """Loads weights strictly: every tensor of the model, and no other. Returns what was decided on
+    the way, a sentence each: the part of the file, prefixes, what was ignored, raised dtypes.
 
-    Raises ModelError that lists all missing, unexpected and wrongly shaped keys.
+    Raises CheckpointFileError or UnsafeCheckpointError when the file cannot be read, and
+    CheckpointKeysError that lists all missing, unexpected and wrongly shaped keys.
     """
     model = module.state_dict()
-    found = _state_dict(_read(path), key, path)
-    state = _without_prefix(found, model)
+    notes: list[str] = []
+    found = _state_dict(_read(path), key, path, notes)
+    state = _named_as(model, found, notes)
     facts = _differences(model, state)
     if facts:
-        raise ModelError(
-            facts[:20] + ([f"and {len(facts) - 20} more"] if len(facts) > 20 else []),
-            where=str(path),
-            fix="give the checkpoint of this model (its `model.kwargs` too), "
-            "or name the right part with `model.checkpoint_key`",
-        )
+        raise CheckpointKeysError(at_most(facts), where=str(path))
+    half = {v.dtype for v in state.values()} & {torch.float16, torch.bfloat16}
+    if half:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half))
+        notes.append(f"{names} weights are raised to float32")
     ordered = OrderedDict(state)
     # The versions of the modules' formats, by which torchvision tells old checkpoints.
     ordered._metadata = getattr(  # type: ignore[attr-defined]
         found, "_metadata", getattr(model, "_metadata", {})
     )
+    # In float32 first: a model built in half precision would keep the checkpoint's loss.
+    module.float()
     try:
         # Only counters may be missing, those of batch norms (see `_differences`).
         module.load_state_dict(ordered, strict=False)
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"the model refuses it: {error}", where=str(path)) from error
+        raise CheckpointKeysError(f"the model refuses it: {error}", where=str(path)) from error
+    return tuple(f"{path.name}: {note}" for note in notes)
 
 
 def _read(path: Path) -> Any:
@@ -59,70 +78,188 @@ def _read(path: Path) -> Any:
         try:
             return load_file(path, device="cpu")
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"is not a safetensors file: {error}", where=str(path)) from None
+            raise CheckpointFileError(
+                f"is not a safetensors file: {error}", where=str(path)
+            ) from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         if isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error)):
-            fact = "holds more than weights: loading it could run code, which qconvert never does"
-        else:
-            fact = "is no checkpoint that torch.save wrote, or a damaged one"
-        raise ModelError(
-            fact,
-            where=str(path),
-            fix="save only the weights: torch.save(model.state_dict(), 'weights.pt')",
+            raise _unsafe(path) from None
+        if isinstance(error, OSError) and error.strerror:
+            raise CheckpointFileError(
+                f"cannot be read: {error.strerror}", where=str(path), fix="correct the path"
+            ) from None
+        if _is_torchscript(path):
+            raise CheckpointFileError(
+                "is a TorchScript file, which holds a whole model",
+                where=str(path),
+                fix="save its weights: "
+                "torch.save(torch.jit.load('model.pt').state_dict(), 'weights.pt')",
+            ) from None
+        raise CheckpointFileError(
+            "is no checkpoint that torch.save wrote, or a damaged one", where=str(path)
         ) from None
 
 
-def _state_dict(content: Any, key: str | None, path: Path) -> Mapping[str, Tensor]:
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _unsafe(path: Path) -> UnsafeCheckpointError:
+    """Names what the pickle would have imported, by reading its opcodes."""
+    names = [n for n in _globals(path) if not n.startswith(("torch.", "torch._", "collections."))]
+    if any(n.startswith("torch.nn.modules.") for n in _globals(path)):
+        fact = "is a whole pickled module, not weights: loading it would run code"
+    else:
+        fact = "holds more than weights: loading it could run code"
+    named = f" (it names {', '.join(names[:5])})" if names else ""
+    return UnsafeCheckpointError(f"{fact}, which qconvert never does{named}", where=str(path))
+
+
+def _globals(path: Path) -> list[str]:
+    """`module.name` of each class and function that a pickle names; nothing is imported."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                record = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+                content = archive.read(record)
+        else:
+            content = path.read_bytes()
+        found: dict[str, None] = {}
+        strings: list[str] = []
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name == "GLOBAL":
+                found[str(argument).replace(" ", ".")] = None
+            elif opcode.name == "STACK_GLOBAL":
+                found[".".join(strings[-2:])] = None
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except Exception:  # a damaged pickle: what was found is lost, the refusal is not
+        return []
+    return list(found)
+
+
+def _state_dict(
+    content: Any, key: str | None, path: Path, notes: list[str]
+) -> Mapping[str, Tensor]:
     """The mapping of names to tensors: at `key`, or the whole, or under a usual name."""
     if key is not None:
         for part in key.split("."):
             if not isinstance(content, Mapping) or part not in content:
                 keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else "no keys"
-                raise ModelError(
+                raise CheckpointFileError(
                     f"has no {key!r}; it has {keys[:200]}",
                     where=str(path),
                     fix="correct `model.checkpoint_key`",
                 )
             content = content[part]
-        candidates = [content]
-    else:
-        nested = content if isinstance(content, Mapping) else {}
-        candidates = [content, *(nested[name] for name in NESTED_UNDER if name in nested)]
-    for candidate in candidates:
-        if (
-            isinstance(candidate, Mapping)
-            and candidate
-            and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items())
-        ):
-            return candidate
-    raise ModelError(
-        "holds no state_dict (a mapping of names to tensors)",
+        if tensors := _tensors(content):
+            return tensors
+        raise CheckpointFileError(
+            f"{key!r} holds no state_dict (a mapping of names to tensors)",
+            where=str(path),
+            fix="correct `model.checkpoint_key`",
+        )
+    nested = content if isinstance(content, Mapping) else {}
+    parts = [name for name in NESTED_UNDER if _tensors(nested.get(name))]
+    if parts:
+        others = [str(name) for name in nested if name != parts[0]]
+        also = f", not {' or '.join(map(repr, parts[1:]))}" if parts[1:] else ""
+        ignored = f"; ignored: {', '.join(others)[:200]}" if others else ""
+        notes.append(f"the weights are those in {parts[0]!r}{also} (model.checkpoint_key){ignored}")
+        return _tensors(nested[parts[0]])
+    if tensors := _tensors(content):
+        others = [str(name) for name in nested if name not in tensors]
+        if others:
+            notes.append(f"ignored, for it is no tensor: {', '.join(others)[:200]}")
+        return tensors
+    keys = f"; it has the keys {', '.join(map(str, nested))[:200]}" if nested else ""
+    raise CheckpointFileError(
+        f"holds no state_dict (a mapping of names to tensors){keys}",
         where=str(path),
-        fix="name the part that holds it with `model.checkpoint_key`",
+        fix="name the part that holds it with `model.checkpoint_key`" if nested else None,
     )
 
 
-def _without_prefix(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drops the prefix that DataParallel gives every key, unless the model's own keys have it."""
-    prefixed = all(key.startswith(PREFIX) for key in state) and not set(state) & set(model)
-    if not prefixed:
-        return dict(state)
-    return {key.removeprefix(PREFIX): value for key, value in state.items()}
+def _tensors(content: Any) -> Mapping[str, Tensor]:
+    """The tensors of a mapping by name; empty when it is no state_dict."""
+    if not isinstance(content, Mapping):
+        return {}
+    found = OrderedDict(
+        (k, v) for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)
+    )
+    # Beside the tensors of a state_dict there may be extra state, but not mostly so.
+    if not found or 2 * len(found) < len(content):
+        return {}
+    if hasattr(content, "_metadata"):
+        found._metadata = content._metadata  # type: ignore[attr-defined]
+    return found
+
+
+def _named_as(
+    model: Mapping[str, Tensor], state: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    """The weights under the model's own names: without the prefixes of wrappers, if with them gone
+    more names are the model's; and without what is no weight."""
+    compiled = any(_COMPILED in name for name in model)  # then it is the model's own name
+
+    def named_without(prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix).replace(_COMPILED, _COMPILED if compiled else ""): value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
+
+    prefix = max(_prefixes(state), key=lambda p: (len(named_without(p).keys() & model), -len(p)))
+    named = named_without(prefix)
+    if prefix:
+        notes.append(f"the prefix {prefix!r} of its names is dropped")
+        outside = [name for name in state if not name.startswith(prefix)]
+        if outside:
+            notes.append(f"{len(outside)} tensors outside {prefix!r} are ignored: {_some(outside)}")
+    extra = [n for n in named if n not in model and n.rpartition(".")[2] in _NO_WEIGHTS]
+    if any(not name.endswith(_COUNTER) for name in extra):
+        notes.append(f"ignored, for it is no weight: {_some(extra)}")
+    return {name: value for name, value in named.items() if name not in extra}
+
+
+def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
+    """Every chain of known prefixes that some names begin with."""
+    found = [""]
+    for before in found:
+        found += [
+            before + p for p in PREFIXES if any(name.startswith(before + p) for name in state)
+        ]
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _differences(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    facts = []
+    facts: list[str] = []
     unexpected = sorted(set(state) - set(model))
-    for key in sorted(set(model) - set(state)):
-        if key.endswith(_COUNTER):
-            continue
-        nearest = difflib.get_close_matches(key, unexpected, n=1, cutoff=0.7)
-        facts.append(f"{key} is missing" + (f" (nearest: {nearest[0]})" if nearest else ""))
-    facts.extend(f"{key} is not in the model" for key in unexpected)
+    missing = [k for k in sorted(set(model) - set(state)) if not k.endswith(_COUNTER)]
+    for key in missing:
+        facts.append(f"{key} is missing{_nearest(key, unexpected, facts)}")
+    for key in unexpected:
+        facts.append(f"{key} is not in the model{_nearest(key, missing, facts)}")
     for key in sorted(set(model) & set(state)):
         have, want = tuple(state[key].shape), tuple(model[key].shape)
         if have != want:
             facts.append(f"{key} has shape {list(have)}, the model has {list(want)}")
     return facts
+
+
+def _nearest(key: str, names: list[str], facts: list[str]) -> str:
+    """A hint; not for facts that nobody is shown, since the search is slow."""
+    if len(facts) >= FACTS_SHOWN:
+        return ""
+    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.7)
+    return f" (nearest: {nearest[0]})" if nearest else ""

@@ -8,6 +8,7 @@ in eval mode (dropout, identity) is gone; every node has a shape and a name that
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from qconvert.errors import ConversionError
+from qconvert.errors import ModelInputError, UnsupportedError
 from qconvert.models.normal_form import (
     functions_to_modules,
     inputs_by_position,
@@ -30,15 +31,16 @@ from qconvert.models.tracing import copied, traced
 REMOVED = "removed"
 
 
-def capture(module: nn.Module, example: Tensor) -> GraphModule:
-    """Returns the normal form of an eval-mode module that maps one tensor to one tensor.
+def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
+    """Returns the normal form of an eval-mode module.
 
-    The given module is not changed. `example` is one input, float32.
+    The given module is not changed. `example` are the inputs of one image.
 
-    Raises ConversionError with the line of the user's code that stopped the trace.
+    Raises UntraceableError with the line of the user's code that stopped the trace, and
+    ModelInputError when the model reads another number of inputs.
     """
     graph = traced(copied(module))
-    _check_inputs(graph)
+    _check_inputs(graph, len(example))
     _name_operators(graph)
     inputs_by_position(graph)
     functions_to_modules(graph)
@@ -49,21 +51,21 @@ def capture(module: nn.Module, example: Tensor) -> GraphModule:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     propagate_shapes(graph, example)
-    _check_output(graph)
     return graph
 
 
-def propagate_shapes(graph: GraphModule, example: Tensor) -> None:
+def propagate_shapes(graph: GraphModule, example: Sequence[Tensor]) -> None:
     """Leaves shape and dtype of every value in `node.meta["tensor_meta"]`."""
     with torch.inference_mode():
         try:
-            _Shapes(graph).run(example)
+            _Shapes(graph).run(*example)
         except Exception as error:
-            raise ConversionError(
-                f"the model fails on an input of shape {list(example.shape)}: "
-                f"{str(error).partition(chr(10) + chr(10) + 'While executing')[0]}",
+            shapes = ", ".join(str(list(x.shape)) for x in example)
+            raise UnsupportedError(
+                f"the traced model fails on inputs of shape {shapes}, which the model itself "
+                f"reads: {str(error).partition(chr(10) + chr(10) + 'While executing')[0]}",
                 where="model.source",
-                fix="correct `data.preprocess` (channels, resize, crop) or the model",
+                fix="report this with the model",
             ) from error
 
 
@@ -101,25 +103,15 @@ def _number_names(graph: GraphModule) -> None:
             node.meta[NAME] = name if seen[name] == 1 else f"{name}:{seen[name]}"
 
 
-def _check_inputs(graph: GraphModule) -> None:
-    """One input; further ones may have a default."""
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder" and not node.args]
-    if len(inputs) != 1:
-        names = ", ".join(node.name for node in inputs)
-        raise ConversionError(
-            f"the model reads {len(inputs)} inputs ({names}); this version converts models of one",
+def _check_inputs(graph: GraphModule, given: int) -> None:
+    """As many inputs as are given; further ones may have a default."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    required = [node for node in inputs if not node.args]
+    if not len(required) <= given <= len(inputs):
+        names = ", ".join(node.name for node in required)
+        raise ModelInputError(
+            f"the model reads {len(required)} inputs ({names}), the images give {given}",
             where="model.source",
-            fix="name a callable that wraps the model",
-        )
-
-
-def _check_output(graph: GraphModule) -> None:
-    """One tensor."""
-    output = next(node for node in graph.graph.nodes if node.op == "output")
-    result = output.args[0]
-    if not isinstance(result, Node) or not hasattr(result.meta.get("tensor_meta"), "shape"):
-        raise ConversionError(
-            "the model returns several values; this version converts models that return one tensor",
-            where="model.source",
-            fix="name a callable whose model returns the tensor to be measured",
+            fix="return a tuple of all inputs from `data.transform`, or name a callable that wraps "
+            "the model",
         )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qconvert.errors import ConversionError
+from qconvert.errors import UnsupportedError
 from qconvert.models.operators import NAME, argument, kind_of, operator_name
 
 
@@ -157,7 +157,7 @@ def _refuse_changed_views(graph: GraphModule, node: Node, changed: Node) -> None
         if other is changed or _base(graph, other) is not base:
             continue
         if any(node < user for user in other.users):
-            raise ConversionError(
+            raise UnsupportedError(
                 f"{operator_name(node)} changes memory that {operator_name(other)} is a view of, "
                 "and that is read again later",
                 where="model.source",

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from qconvert.errors import ModelError, did_you_mean
+from qconvert.errors import SourceError, did_you_mean
 from qconvert.models.checkpoint import load_checkpoint
-from qconvert.models.user_code import is_users, place_of
 from qconvert.qconfig import ModelSection
-from qconvert.workspace import file_digest
+from qconvert.registry import MODEL_SOURCES
+from qconvert.user_code import Imports, folder_of, guarded, resolve
+
+WHERE = "model.source"
+_FORMS = "torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable"
 
 
 @dataclass(frozen=True)
 class FloatModel:
     """The user's model. `module` is in eval mode, on the CPU, float32, without gradients.
 
-    `code` holds the digest of every file of the user's own code that building it has imported.
+    `code` holds the digest of every file of the user's own code that building it has imported,
+    `notes` what was decided about the checkpoint, in words, and `preprocess` the settings of
+    `data.preprocess` that the source knows for itself (timm's do).
     """
 
     module: nn.Module
     code: dict[str, str]
+    notes: tuple[str, ...] = ()
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library of models: `build` takes the keyword arguments of the qconfig and downloads nothing
+    unasked, `preprocess` gives the settings of `data.preprocess` for a model built with these."""
+
+    build: Callable[..., Any]
+    preprocess: Callable[[nn.Module, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def build(section: ModelSection) -> FloatModel:
     """Imports the source, calls it, loads the checkpoint.
 
-    Raises ModelError that names the place in the user's code when that code is at fault.
+    Raises SourceError that names the place in the user's code when that code is at fault, and the
+    errors of `load_checkpoint`.
     """
     # A source without a checkpoint may have random weights: let them be the same each time.
     with torch.random.fork_rng(devices=[]):
@@ -45,56 +57,45 @@ def build(section: ModelSection) -> FloatModel:
 
 
 def _build(section: ModelSection) -> FloatModel:
-    place = section.source.rpartition(":")[0]
-    folder = Path(place).parent if place.endswith(".py") else Path.cwd()
-    before = set(sys.modules)
-    with _first_on_path(folder):
-        module = _call(_resolve(section.source), section)
+    place, _, name = section.source.rpartition(":")
+    library: Library | None = None
+    imports = Imports(folder_of(section.source))
+    with imports:
+        if place in MODEL_SOURCES:
+            library = MODEL_SOURCES[place].load()(name)
+            function = library.build
+        else:
+            function = resolve(section.source, SourceError, WHERE, _FORMS)
+        with guarded(f"calling it with {section.kwargs}", SourceError, WHERE):
+            module = function(**section.kwargs)
     if not isinstance(module, nn.Module):
-        raise ModelError(
+        raise SourceError(
             f"{section.source} returned {type(module).__name__}, not a torch.nn.Module",
-            where="model.source",
+            where=WHERE,
             fix="name a function or class that returns the model",
         )
+    notes: tuple[str, ...] = ()
     if section.checkpoint is not None:
-        load_checkpoint(module, section.checkpoint, section.checkpoint_key)
+        notes = load_checkpoint(module, section.checkpoint, section.checkpoint_key)
+    elif any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
+        notes = ("the source's half-precision weights are raised to float32",)
     module = module.eval().float().requires_grad_(False)
-    files = [] if place == "torchvision" else _users_files(before, folder)
-    return FloatModel(module, {str(path): file_digest(path) for path in files})
+    code = {} if library else imports.digests()
+    known = library.preprocess(module, section.kwargs) if library else {}
+    return FloatModel(module, code, notes, known)
 
 
-def code_digests(paths: dict[str, str]) -> dict[str, str]:
-    """Today's digests of files that `FloatModel.code` listed; a lost file has an empty one."""
-    return {path: file_digest(Path(path)) if Path(path).is_file() else "" for path in paths}
-
-
-def _resolve(source: str) -> Callable[..., Any]:
-    place, colon, name = source.rpartition(":")
-    if not colon or not name:
-        raise ModelError(
-            f"{source!r} is not a model source",
-            where="model.source",
-            fix="write torchvision:NAME, package.module:callable or path/to/file.py:callable",
-        )
-    if place == "torchvision":
-        return _torchvision(name)
-    owner = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
-    for part in name.split("."):
-        if not hasattr(owner, part):
-            hint = did_you_mean(part, [n for n in dir(owner) if not n.startswith("_")])
-            raise ModelError(f"{place} has no {part!r}{hint}", where="model.source")
-        owner = getattr(owner, part)
-    if not callable(owner):
-        raise ModelError(f"{source} is not callable", where="model.source")
-    return owner
-
-
-def _torchvision(name: str) -> Callable[..., Any]:
+def torchvision(name: str) -> Library:
+    """`torchvision:NAME`: any model of `torchvision.models.list_models()`, without weights."""
     from torchvision import models
 
     if name not in models.list_models():
         hint = did_you_mean(name, models.list_models())
-        raise ModelError(f"torchvision has no model {name!r}{hint}", where="model.source")
+        raise SourceError(
+            f"torchvision has no model {name!r}{hint}",
+            where=WHERE,
+            fix="correct the name; torchvision.models.list_models() has them all",
+        )
 
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     # Some take a second kind of pretrained weights, which they would download.
@@ -103,72 +104,50 @@ def _torchvision(name: str) -> Callable[..., Any]:
     def build_without_download(**kwargs: Any) -> nn.Module:
         return models.get_model(name, **{**nothing, **kwargs})
 
-    return build_without_download
+    return Library(build_without_download, lambda module, kwargs: {})
 
 
-def _from_file(path: Path) -> Any:
-    name = f"qconvert_source_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{path} cannot be imported", where="model.source")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    with _user_code("importing it"):
-        spec.loader.exec_module(module)
-    return module
-
-
-def _from_package(name: str) -> Any:
-    with _user_code("importing it"):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and what it imports is not
-    raise ModelError(
-        f"there is no module {name!r} to import",
-        where="model.source",
-        fix="install it, or run in the folder that holds it",
-    )
-
-
-def _call(function: Callable[..., Any], section: ModelSection) -> Any:
-    with _user_code(f"calling it with {section.kwargs}"):
-        return function(**section.kwargs)
-
-
-@contextmanager
-def _first_on_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
+def timm(name: str) -> Library:
+    """`timm:NAME`: any model of `timm.list_models()`, without weights."""
     try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
+        import timm as library
+    except ModuleNotFoundError as error:
+        raise SourceError(
+            f"{error.name} is not installed", where=WHERE, fix="pip install 'qconvert[timm]'"
+        ) from None
+    if not library.is_model(name.partition(".")[0]):
+        hint = did_you_mean(name, library.list_models())
+        raise SourceError(
+            f"timm has no model {name!r}{hint}",
+            where=WHERE,
+            fix="correct the name; timm.list_models() has them all",
+        )
+
+    def build_without_download(**kwargs: Any) -> nn.Module:
+        return library.create_model(name, **{"pretrained": False, **kwargs})
+
+    return Library(build_without_download, _timm_preprocess)
 
 
-@contextmanager
-def _user_code(doing: str) -> Iterator[None]:
-    """Whatever the user's code raises becomes one message with her own file and line."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{doing} raised {type(error).__name__}: {error}{place_of(error)}",
-            where="model.source",
-            fix="correct the code; --debug shows the whole traceback",
-        ) from error
+def _timm_preprocess(module: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation transform of timm's `pretrained_cfg`, as `timm.data.create_transform` makes
+    it: the shorter side to `crop / crop_pct`, then the centre crop; `squash` ignores the sides'
+    ratio."""
+    from timm.data import resolve_model_data_config
 
-
-def _users_files(before: set[str], folder: Path) -> list[Path]:
-    """The files of the user's own modules, but for installed packages: those imported since
-    `before`, and those below the source's folder that the process had imported already."""
-    found = set()
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not file or not is_users(file) or Path(file).is_relative_to(sys.prefix):
-            continue
-        if name not in before or Path(file).is_relative_to(folder):
-            found.add(Path(file))
-    return sorted(found)
+    given = {name: kwargs[name] for name in ("in_chans", "img_size") if name in kwargs}
+    config = resolve_model_data_config(module, given)
+    channels, height, width = config["input_size"]
+    share = config["crop_pct"]
+    if config["crop_mode"] == "squash" or height != width:
+        resize: Any = [int(height / share), int(width / share)]
+    else:
+        resize = int(height / share)
+    return {
+        "channels": channels,
+        "resize": resize,
+        "crop": [height, width],
+        "interpolation": config["interpolation"],
+        "mean": tuple(config["mean"])[:channels],
+        "std": tuple(config["std"])[:channels],
+    }

@@ -10,8 +10,8 @@ from torch import nn
 from torch.fx import GraphModule, Node, Proxy, Tracer
 from torch.nn.utils import parametrize
 
-from qconvert.errors import ConversionError
-from qconvert.models.user_code import place_of
+from qconvert.errors import UnsupportedError, UntraceableError
+from qconvert.user_code import place_of
 
 
 class _Tracer(Tracer):
@@ -53,7 +53,7 @@ class _Proxy(Proxy):
 def copied(module: nn.Module) -> nn.Module:
     """A copy whose weights are plain tensors: parametrizations are computed once.
 
-    Raises ConversionError when the module cannot be copied.
+    Raises UnsupportedError when the module cannot be copied.
     """
     try:
         module = copy.deepcopy(module)
@@ -65,7 +65,7 @@ def copied(module: nn.Module) -> nn.Module:
                 for name in list(owner.parametrizations):  # type: ignore[arg-type]
                     parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
     except Exception as error:
-        raise ConversionError(
+        raise UnsupportedError(
             f"the model cannot be copied: {error}",
             where="model.source",
             fix="undo torch.nn.utils.weight_norm and the like (remove_weight_norm) in the source",
@@ -76,15 +76,13 @@ def copied(module: nn.Module) -> nn.Module:
 def traced(module: nn.Module) -> GraphModule:
     """The graph of a module, which shares its submodules.
 
-    Raises ConversionError with the line of the user's code that stopped the trace.
+    Raises UntraceableError with the line of the user's code that stopped the trace.
     """
     tracer = _Tracer(param_shapes_constant=True)
     try:
         graph = tracer.trace(module)
     except Exception as error:
-        raise ConversionError(
-            f"torch.fx cannot trace the model: {error}{place_of(error)}",
-            where="model.source",
-            fix="make this line independent of the tensors' values and shapes",
+        raise UntraceableError(
+            f"torch.fx cannot trace the model: {error}{place_of(error)}", where="model.source"
         ) from error
     return GraphModule(tracer.root, graph)

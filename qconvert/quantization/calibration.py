@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
-from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from qconvert.errors import ImageError
+from qconvert.errors import NotFiniteImageError
 from qconvert.images.folder import ImageSet
+from qconvert.images.preprocess import Inputs, Reader
 from qconvert.images.stream import Progress, map_images, no_progress
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import is_tensor, operator_name
-from qconvert.qconfig import Preprocess
 from qconvert.quantization.distribution import Distribution, Histogram, NotFiniteError, observe
 
 
@@ -82,7 +81,7 @@ def observed_values(model: FusedModel, split: frozenset[str] = frozenset()) -> s
 def calibrate(
     model: FusedModel,
     images: ImageSet,
-    preprocess: Preprocess,
+    read: Reader,
     *,
     batch_size: int,
     averaging: float,
@@ -95,27 +94,26 @@ def calibrate(
     `batch_size`, on threads, or (the moving average apart) on the order. `split` names layers whose
     result is observed before the activation that is paired with them.
 
-    Raises ImageError naming the image whose tensors are not finite.
+    Raises NotFiniteImageError naming the image whose tensors are not finite.
     """
     wanted = observed_values(model, split)
     total: dict[str, Distribution] = {}
 
-    def run(x: Tensor) -> dict[str, Distribution] | str:
+    def run(inputs: Inputs) -> dict[str, Distribution] | str:
         observing = _Observing(model, wanted)
         try:
-            observing.run(x)
+            observing.run(*inputs)
         except NotFiniteError:
             return observing.at
         return observing.seen
 
-    found = map_images(run, images, preprocess, batch_size=batch_size, progress=progress)
+    found = map_images(run, images, read, batch_size=batch_size, progress=progress)
     with closing(found) as results:
         for path, seen in zip(images.files, results, strict=True):
             if isinstance(seen, str):
-                raise ImageError(
+                raise NotFiniteImageError(
                     f"the float model computes NaN or infinity in {seen} on this image",
                     where=str(path),
-                    fix="remove the image, or correct the model or `data.preprocess`",
                 )
             for name, distribution in seen.items():
                 before = total.get(name)

@@ -80,6 +80,7 @@ def check_budgets(
     rows = (
         ("max_accuracy_drop", limits.max_accuracy_drop, accuracy.top1_drop, True),
         ("min_agreement", limits.min_agreement, agreement, False),
+        ("min_cosine", limits.min_cosine, accuracy.cosine.value, False),
         ("min_speedup", limits.min_speedup, speedup, False),
         ("max_size_ratio", limits.max_size_ratio, size.ratio, True),
         ("min_int8_macs", limits.min_int8_macs, coverage.int8_macs_share, False),

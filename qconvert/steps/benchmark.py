@@ -39,7 +39,7 @@ def make_report(session: Session) -> Report:
         latency = measure(
             workspace.path(FLOAT),
             {"int8": workspace.path(INT8)},
-            session.shape,
+            session.example,
             batch_sizes=config.benchmark.batch_sizes,
             threads=thread_counts(config.benchmark.threads),
             seconds=config.benchmark.seconds,
@@ -89,7 +89,7 @@ def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> lis
             "Accuracy was measured on the calibration images: set `data.evaluation` to others."
         )
     if accuracy.top1 is None:
-        stand_in = "agreement with float" if accuracy.agreement else "SQNR"
+        stand_in = "agreement with float" if accuracy.agreement else "the cosine"
         found.append(f"There are no labels or answers: {stand_in} stands in for accuracy.")
     if not here().vnni and session.config.quantization.isa == "vnni":
         found.append("This CPU has no VNNI and the file is made for CPUs that have it.")

@@ -28,7 +28,7 @@ def make_calibration(session: Session) -> dict[str, Any]:
         result = calibrate(
             session.fused,
             session.calibration_images,
-            session.config.data.preprocess,
+            session.read,
             batch_size=section.batch_size,
             averaging=section.averaging,
             split=_split(session),
@@ -70,7 +70,7 @@ def _key(session: Session, fused_record: dict[str, Any]) -> str:
             "fused": fused_digest(fused_record),
             "calibration": section,
             "images": session.calibration_images.digest,
-            "preprocess": session.config.data.preprocess.model_dump(mode="json"),
+            "reading": session.reading,
             "histogram": [BINS, SAMPLED],
             # Without rules nothing is split, and a fresh run need not build the model.
             "split": sorted(_split(session)) if session.config.quantization.layers else [],

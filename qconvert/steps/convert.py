@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
 from qconvert import torchscript
-from qconvert.errors import ConversionError
-from qconvert.measurement.accuracy import Comparison, check_classes, compare, outputs
+from qconvert.errors import VerificationError
+from qconvert.images.preprocess import Inputs
+from qconvert.measurement.accuracy import Comparison, compare
 from qconvert.measurement.environment import here
 from qconvert.measurement.statistics import decibels
 from qconvert.qconfig_file import with_relative_paths
@@ -19,11 +21,18 @@ from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.classic import ClassicBackend
 from qconvert.quantization.lowering.coverage import Coverage, check_against_plan, count
 from qconvert.quantization.lowering.simulated import SimulatedBackend
-from qconvert.quantization.lowering.verification import Verification, verify
+from qconvert.quantization.lowering.verification import Verification, verify, why_not_at
 from qconvert.quantization.plan import Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calibration
-from qconvert.steps.fuse import FLOAT, FUSED, check_same_weights, fused_digest
+from qconvert.steps.fuse import (
+    FLOAT,
+    FUSED,
+    Measured,
+    check_same_weights,
+    fused_digest,
+    measured,
+)
 from qconvert.steps.fuse import RECORD as FUSE_RECORD
 from qconvert.steps.session import Session
 from qconvert.workspace import digest, file_digest, write_atomically
@@ -40,7 +49,7 @@ _PREDICTION_TOLERANCE_DB = 6.0
 def make_int8(session: Session) -> dict[str, Any]:
     """Writes `plan.json`, `model.int8.pt` and `convert.json`, unless fresh.
 
-    Raises ConversionError when the file fails its verification; it is not kept then.
+    Raises VerificationError when the file fails its verification; it is not kept then.
     """
     calibration_record = make_calibration(session)
     workspace = session.workspace
@@ -56,14 +65,16 @@ def make_int8(session: Session) -> dict[str, Any]:
     with session.voice.busy("lowering to int8"):
         model = lower(session.fused, plan, ClassicBackend())
         script = torchscript.freeze(torchscript.trace(model, session.example))
-    _check_prediction(session, plan, script)
+    _check_prediction(session, plan, script, measured(fused_record))
     accuracy = judge(session, script, "measuring int8 accuracy")
-    manifest = _manifest(session, plan, fused_record, accuracy)
+    other_size = _other_size(session, script, model)
+    manifest = _manifest(session, plan, fused_record, accuracy, other_size)
     file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
-    coverage, verification = _proved(session, file, script, plan)
+    coverage, verification = _proved(session, file, model, plan, other_size)
     write_atomically(workspace.path(PLAN), plan.to_json().encode())
     write_atomically(workspace.path(INT8), file)
     content = _content(session, plan, coverage, verification, accuracy)
+    content["other_size"] = None if other_size is None else other_size.record()
     return workspace.write_record(RECORD, key, (PLAN, INT8), content)
 
 
@@ -94,25 +105,23 @@ def planned(session: Session) -> Plan:
     return make_plan(session.fused, read_calibration(session), session.config.quantization)
 
 
-def judge(session: Session, model: Callable[[Tensor], Tensor], title: str) -> Comparison:
+def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison:
     """A model's accuracy beside the float model's, on the evaluation images."""
     original = torchscript.freeze(torchscript.load(session.workspace.path(FLOAT)))
-    with torch.inference_mode():
-        result = original(session.example)
-    if result.dim() == 2:
-        check_classes(session.evaluation_images, result.shape[1])
+    seen = measured(session.workspace.read(FUSE_RECORD) or {})
     with session.voice.progress(title) as progress:
-        found = outputs(
-            {"float": original, "model": model},
+        return compare(
+            seen.of(original),
+            seen.of(model),
             session.evaluation_images,
-            session.config.data.preprocess,
+            session.read,
+            answers=seen.answers,
             batch_size=session.config.calibration.batch_size,
             progress=progress,
         )
-    return compare(found["float"], found["model"], session.evaluation_images)
 
 
-def simulate(session: Session, plan: Plan) -> Callable[[Tensor], Tensor]:
+def simulate(session: Session, plan: Plan) -> Callable[..., Any]:
     """The model that the plan predicts, in float arithmetic."""
     return lower(session.fused, plan, SimulatedBackend())
 
@@ -126,39 +135,45 @@ def _check_cpu(session: Session) -> None:
         )
 
 
-def _check_prediction(session: Session, plan: Plan, model: Callable[[Tensor], Tensor]) -> None:
+def _check_prediction(
+    session: Session, plan: Plan, model: Callable[..., Any], seen: Measured
+) -> None:
     """The file must be as near to float as the plan says, or an operator computes wrongly."""
-    images = session.proof_images
+    models = [seen.of(m) for m in (session.fused.graph, simulate(session, plan), model)]
+    signal, errors = 0.0, [0.0, 0.0]
     with torch.inference_mode():
-        reference = session.fused.graph(images).double()
-        errors = [
-            (m(images).double() - reference).square().sum().item()
-            for m in (simulate(session, plan), model)
-        ]
-    signal = reference.square().sum().item()
+        for inputs in session.proofs:
+            reference, *others = (m(*inputs).double() for m in models)
+            signal += reference.square().sum().item()
+            for i, other in enumerate(others):
+                errors[i] += (other - reference).square().sum().item()
     predicted, found = (decibels(signal, error) for error in errors)
     if found < predicted - _PREDICTION_TOLERANCE_DB and found < 40:
-        raise ConversionError(
+        raise VerificationError(
             f"the int8 model has {found:.1f} dB of SQNR where its plan predicts {predicted:.1f}: "
             "an operator computes something else",
             where="verification",
-            fix="report this with the model; `precision: float32` for layers works around",
         )
 
 
 def _manifest(
-    session: Session, plan: Plan, fused_record: dict[str, Any], accuracy: Comparison
+    session: Session,
+    plan: Plan,
+    fused_record: dict[str, Any],
+    accuracy: Comparison,
+    other_size: OtherSize | None,
 ) -> dict[str, Any]:
     config = session.config
     checkpoint = config.model.checkpoint
     environment = here()
     return {
-        "version": 1,
+        "version": 2,
         "made_with": {**session.versions, "python": environment.python},
         "isa": plan.isa,
         "verified_on": {"cpu": environment.cpu, "vnni": environment.vnni},
-        "input": {"shape": [None, *session.shape[1:]], "dtype": "float32"},
-        "preprocess": config.data.preprocess.model_dump(mode="json"),
+        "inputs": _inputs(session, other_size),
+        "measured_output": fused_record["measured_output"],
+        "preprocess": None if config.data.transform else session.preprocess.model_dump(mode="json"),
         "classes": session.evaluation_images.classes,
         "digests": {
             "checkpoint": file_digest(checkpoint) if checkpoint else None,
@@ -180,15 +195,34 @@ def _what_made_it(session: Session) -> dict[str, Any]:
     return {k: v for k, v in tree.items() if k not in ("benchmark", "budgets", "output")}
 
 
+def _inputs(session: Session, other_size: OtherSize | None) -> list[dict[str, Any]]:
+    """Shape and dtype of each input; an axis that may have any length is None."""
+    found: list[dict[str, Any]] = [
+        {"shape": [None, *x.shape[1:]], "dtype": str(x.dtype).removeprefix("torch.")}
+        for x in session.example
+    ]
+    if other_size is not None and other_size.why_not is None:
+        for axis, length in enumerate(other_size.inputs[0].shape[1:], start=1):
+            if found[0]["shape"][axis] != length:
+                found[0]["shape"][axis] = None
+    return found
+
+
 def _proved(
-    session: Session, content: bytes, model: Callable[[Tensor], Tensor], plan: Plan
+    session: Session,
+    content: bytes,
+    model: Callable[..., Any],
+    plan: Plan,
+    other_size: OtherSize | None,
 ) -> tuple[Coverage, Verification]:
     """Coverage and verification of the file that is about to be written."""
     candidate = session.workspace.path(f".{INT8}.candidate")
     try:
         write_atomically(candidate, content)
         with session.voice.busy("verifying the file in a fresh process"):
-            verification = verify(candidate, model, session.proof_images, session.fused.graph)
+            works = other_size is not None and other_size.why_not is None
+            others = [other_size.inputs] if other_size is not None and works else []
+            verification = verify(candidate, model, session.proofs, session.fused.graph, others)
         coverage = count(torchscript.load(content), session.example)
         check_against_plan(coverage, plan)
     finally:
@@ -206,6 +240,46 @@ def _key(session: Session, fused_record: dict[str, Any], calibration_record: dic
             "calibration": calibration_record["files"][DISTRIBUTIONS],
             "quantization": config.quantization.model_dump(mode="json"),
             "evaluation": session.evaluation_images.digest,
-            "preprocess": config.data.preprocess.model_dump(mode="json"),
+            "reading": session.reading,
+            "output": [fused_record["measured_output"], fused_record["answers"]],
         }
     )
+
+
+# How much larger the second size is: multiples of 32, by which many networks must divide.
+_LARGER = ((64, 32), (0, 32))
+
+
+@dataclass(frozen=True)
+class OtherSize:
+    """Inputs of another height and width, which the float model accepts, and why the int8 model
+    does not compute there what it should (None: it does)."""
+
+    inputs: Inputs
+    why_not: str | None
+
+    def record(self) -> dict[str, Any]:
+        """For the step's record."""
+        return {"shape": list(self.inputs[0].shape), "why_not": self.why_not}
+
+
+def _other_size(
+    session: Session, script: Callable[..., Any], model: Callable[..., Any]
+) -> OtherSize | None:
+    """The example at another height and width, or width alone; None when float accepts neither.
+
+    `script` was traced from `model`, which is not bound to one size.
+    """
+    if len(session.example) != 1 or session.example[0].dim() != 4:
+        return None
+    x = session.example[0]
+    for height, width in _LARGER:
+        size = (x.shape[2] + height, x.shape[3] + width)
+        larger = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        try:
+            with torch.inference_mode():
+                session.float_model.module(larger)
+        except Exception:  # the user's model says in its own way that it works at one size only
+            continue
+        return OtherSize((larger,), why_not_at(script, model, (larger,)))
+    return None

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qconvert import torchscript
-from qconvert.errors import ConversionError
+from qconvert.errors import FusionError, ImageSizeError, ModelInputError
+from qconvert.images.preprocess import Inputs
 from qconvert.measurement.accuracy import check_classes
-from qconvert.models.source import code_digests
-from qconvert.steps.session import Session
+from qconvert.measurement.difference import relative_difference
+from qconvert.models.outputs import ONLY, are_answers, choose, only, tensors
+from qconvert.steps.session import LIBRARY_PREPROCESS, Session
+from qconvert.user_code import digests_now, guarded
 from qconvert.workspace import digest, file_digest, write_atomically
 
 RECORD = "fused.json"
@@ -21,36 +28,56 @@ FUSED = "fused.pt"
 TOLERANCE = 1e-4
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Which output of the model is measured, its shape for one image, and whether its largest
+    values are answers."""
+
+    name: str
+    shape: tuple[int, ...]
+    answers: bool
+
+    def of(self, model: Callable[..., Any]) -> Callable[..., Tensor]:
+        """The model with this output alone."""
+        return only(model, self.name)
+
+
 def make_fused(session: Session) -> dict[str, Any]:
     """Writes `float.pt` (the original, traced), `fused.pt` and `fused.json`, unless fresh.
 
-    Raises ConversionError when the fused model differs from the original on real images.
-    """
+    Raises ModelInputError when the model fails on the images, ImageSizeError when it does not work
+    at all of their sizes, LabelError when its outputs cannot be the labels' classes, and
+    FusionError when the fused model differs from the original on real images."""
     workspace = session.workspace
-    workspace.prepare()
 
     def key_of(record: dict[str, Any]) -> str:
         return _key(session, record.get("code", {}))
 
-    # Also when the step is fresh: the evaluation images are no input of it, and may be others.
-    session.check_images()
     if (record := session.fresh("fuse", RECORD, key_of)) is not None:
+        # Also then: the labels of the evaluation images are no input of this step.
+        _check_labels(session, measured(record))
         return record
+    outputs = _float_outputs(session)
+    name = choose(outputs, session.config.model.output_name)
+    seen = Measured(
+        name, tuple(outputs[name].shape), are_answers(outputs[name], session.config.model.answers)
+    )
+    _say_what_is_measured(session, outputs, seen)
+    _check_labels(session, seen)
     code = session.float_model.code
     fused = session.fused
-    with torch.inference_mode():
-        outputs = fused.graph(session.example)
-    if outputs.dim() == 2:
-        check_classes(session.evaluation_images, outputs.shape[1])
     with session.voice.busy("fusing and comparing with the original"):
-        difference = _difference(session)
         original = torchscript.trace(session.float_model.module, session.example)
-        write_atomically(workspace.path(FLOAT), torchscript.to_bytes(original))
         folded = torchscript.freeze(torchscript.trace(fused.graph, session.example))
+        difference = _difference(session, original, folded)
+        write_atomically(workspace.path(FLOAT), torchscript.to_bytes(original))
         write_atomically(workspace.path(FUSED), torchscript.to_bytes(folded))
     content = {
         "code": code,
-        "input_shape": list(session.shape),
+        "input_shapes": [list(x.shape) for x in session.example],
+        "outputs": {key: list(value.shape) for key, value in outputs.items()},
+        "measured_output": seen.name,
+        "answers": seen.answers,
         "folded": [list(names) for names in fused.folded],
         "paired": [list(names) for names in fused.paired],
         "refused": [{"operator": r.operator, "reason": r.reason} for r in fused.refused],
@@ -58,8 +85,15 @@ def make_fused(session: Session) -> dict[str, Any]:
         "largest_difference": difference,
         "tolerance": TOLERANCE,
         "weights": _weights_digest(session),
+        LIBRARY_PREPROCESS: session.library_preprocess,
     }
     return workspace.write_record(RECORD, _key(session, code), (FLOAT, FUSED), content)
+
+
+def measured(record: dict[str, Any]) -> Measured:
+    """Which output is measured, from a record of `fuse`."""
+    name = record["measured_output"]
+    return Measured(name, tuple(record["outputs"][name]), record["answers"])
 
 
 def fused_digest(record: dict[str, Any]) -> str:
@@ -68,9 +102,9 @@ def fused_digest(record: dict[str, Any]) -> str:
 
 
 def check_same_weights(session: Session, record: dict[str, Any]) -> None:
-    """Raises ConversionError when the source built other weights than for the `fuse` record."""
+    """Raises FusionError when the source built other weights than for the `fuse` record."""
     if _weights_digest(session) != record["weights"]:
-        raise ConversionError(
+        raise FusionError(
             "the source builds other weights than when `fuse` ran",
             where="model.source",
             fix="give the weights as `model.checkpoint`, or run with --force after a change",
@@ -85,29 +119,98 @@ def _key(session: Session, code: dict[str, str]) -> str:
             "versions": session.versions,
             "model": config.model.model_dump(mode="json"),
             "checkpoint": file_digest(checkpoint) if checkpoint else None,
-            "code": code_digests(code),
+            "code": digests_now(code),
             "fuse": config.fuse.model_dump(mode="json"),
-            "preprocess": config.data.preprocess.model_dump(mode="json"),
+            "reading": session.reading,
             "images": session.calibration_images.digest,
+            # The evaluation images' too: the model must work at all of them.
+            "sizes": sorted(session.sizes),
         }
     )
 
 
-def _difference(session: Session) -> float:
-    """The largest difference on real images, as a share of the largest output."""
-    images = session.proof_images
+def _float_outputs(session: Session) -> dict[str, Tensor]:
+    """What the float model returns for the example; and proves that it reads the other sizes."""
+    outputs = _run_float(session, session.example)
+    for path in session.extremes:
+        inputs = session.read(path)
+        try:
+            _run_float(session, inputs)
+        except ModelInputError as error:
+            (a, b), usual = inputs[0].shape[-2:], session.example[0].shape[-2:]
+            raise ImageSizeError(
+                f"the inputs differ in size: {usual[0]} x {usual[1]}, and {a} x {b} from "
+                f"{_below(path, session)}, at which the model fails ({error.facts[0]})",
+                where=str(session.config.data.calibration),
+            ) from error
+    return outputs
+
+
+def _below(path: Path, session: Session) -> Path:
+    for root in (session.config.data.calibration, session.config.evaluation):
+        if path.is_relative_to(root):
+            return path.relative_to(root.parent)
+    return path
+
+
+def _run_float(session: Session, inputs: Inputs) -> dict[str, Tensor]:
+    """Raises ModelInputError with the place in the user's code."""
+    shapes = ", ".join(str(list(x.shape)) for x in inputs)
+    doing = f"calling the model with an input of shape {shapes}"
+    with guarded(doing, ModelInputError, "model.source"), torch.inference_mode():
+        result = session.float_model.module(*inputs)
+    return tensors(result)
+
+
+def _say_what_is_measured(session: Session, outputs: dict[str, Tensor], seen: Measured) -> None:
+    say, section = session.voice.say, session.config.model
+    if len(outputs) > 1 and section.output is None:
+        others = ", ".join(f"{name!r}" for name in outputs if name != seen.name)
+        say(f"model: of its outputs {seen.name!r} is measured, not {others} (model.output)")
+    elif len(outputs) == 1 and seen.name != ONLY:
+        say(f"model: its output is {seen.name!r}")
+    if section.answers == "auto" and not seen.answers:
+        say(
+            f"model: outputs of shape {list(seen.shape)} are taken for numbers, not classes: "
+            "cosine and SQNR are measured (model.answers)"
+        )
+
+
+def _check_labels(session: Session, seen: Measured) -> None:
+    if seen.answers and len(seen.shape) == 2:
+        check_classes(session.evaluation_images, seen.shape[1])
+
+
+def _difference(session: Session, *models: Callable[..., Any]) -> float:
+    """The largest difference of the models on real images, as a share of the largest output."""
+    difference = 0.0
     with torch.inference_mode():
-        original, fused = session.float_model.module(images), session.fused.graph(images)
-    largest = max(float(original.abs().max()), 1e-12)
-    difference = float((original - fused).abs().max()) / largest
+        for inputs in session.proofs:
+            original = tensors(session.float_model.module(*inputs))
+            for model in models:
+                difference = max(difference, relative_difference(original, _result(model, inputs)))
     if not difference <= TOLERANCE:
-        raise ConversionError(
+        raise FusionError(
             f"the fused model differs from the original by {difference:.2g} of its output "
             f"(tolerance {TOLERANCE})",
             where="fuse",
             fix="list the modules that may be fused in `fuse.modules`, or report this as a bug",
         )
     return difference
+
+
+def _result(model: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
+    """Raises FusionError when the traced model fails where the original did not."""
+    try:
+        return tensors(model(*inputs))
+    except RuntimeError as error:
+        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        raise FusionError(
+            f"the traced model fails at {shapes}, where the original works: "
+            f"{str(error).strip().splitlines()[-1]}",
+            where="fuse",
+            fix="set `data.preprocess.resize: [height, width]`, so that all inputs have one size",
+        ) from error
 
 
 def _weights_digest(session: Session) -> str:

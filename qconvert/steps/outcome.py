@@ -55,7 +55,7 @@ def run_fuse(session: Session) -> Outcome:
     )
     lines = (
         f"{len(record['folded'])} batch norms folded, {len(record['paired'])} activations paired",
-        f"largest difference from the original on {len(session.proof_images)} real images: "
+        f"largest difference from the original on {len(session.proofs)} real images: "
         f"{record['largest_difference']:.1e} of the largest output "
         f"(tolerance {record['tolerance']:.0e})",
         *refused,
@@ -99,6 +99,7 @@ def run_convert(session: Session) -> Outcome:
         f"verified in a fresh process at batch sizes "
         f"{' and '.join(map(str, verification['batch_sizes']))}: largest difference "
         f"{verification['largest_difference']:.1e} of the largest output",
+        _size_line(record),
         *(f"in float: {o.name} ({o.kind}): {o.reason}" for o in coverage.in_float),
         *benchmark_step.notes(session, accuracy, latency),
     )
@@ -136,7 +137,7 @@ def _quick_latency(session: Session, files: dict[str, Path]) -> list[Latency]:
         return measure(
             session.workspace.path(fuse_step.FLOAT),
             files,
-            session.shape,
+            session.example,
             batch_sizes=[1],
             threads=[1],
             seconds=min(_QUICK_SECONDS, session.config.benchmark.seconds),
@@ -165,6 +166,20 @@ def _outcome(
         tuple(session.workspace.path(name) for name in names),
         following,
         {"record": record, **figures},
+    )
+
+
+def _size_line(record: dict[str, Any]) -> str:
+    """At which heights and widths the file works."""
+    other = record["other_size"]
+    if other is None:
+        return "the float model works at this height and width only, and so does the file"
+    height, width = other["shape"][-2:]
+    if other["why_not"] is None:
+        return f"the file also works at {height} x {width}"
+    return (
+        f"the file works at one size only, the float model also at {height} x {width}: "
+        f"{other['why_not']}"
     )
 
 

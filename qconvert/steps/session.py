@@ -6,25 +6,29 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from qconvert import __version__, torchscript
-from qconvert.errors import ImageError
+from qconvert.errors import QConfigError, TransformError
+from qconvert.images.decode import is_rotated
 from qconvert.images.folder import ImageSet, read_folder
-from qconvert.images.preprocess import load
-from qconvert.images.stream import Progress, input_shape
+from qconvert.images.preprocess import Inputs, Preprocessed, Reader, Transformed
+from qconvert.images.stream import Progress, Size, sizes, unreadable
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.models.source import FloatModel, build
-from qconvert.qconfig import QConfig
-from qconvert.workspace import Workspace
+from qconvert.qconfig import Preprocess, QConfig
+from qconvert.user_code import Imports, folder_of, resolve
+from qconvert.workspace import Workspace, digest
 
 # Images that prove a model equal to another; enough for every layer to be used.
 PROOF_IMAGES = 16
+# Where the `fuse` record keeps the preprocessing that a library gave, and of which model.
+LIBRARY_PREPROCESS = "library_preprocess"
 
 
 class Voice(Protocol):
@@ -63,57 +67,134 @@ class Session:
         # Ranges need no labels: the folder may be flat while the evaluation folder is not.
         found = read_folder(self.config.data.calibration, "none", None)
         section = self.config.calibration
+        drawn = found.sample(section.images, section.seed)
         if len(found) > section.images:
             self.voice.say(
                 f"calibration: {section.images} of {len(found)} images, drawn with seed "
                 f"{section.seed} (calibration.images)"
             )
-        return found.sample(section.images, section.seed)
+        return self._readable("calibration", drawn)
 
     @cached_property
     def evaluation_images(self) -> ImageSet:
         """The images that accuracy is measured on."""
         data = self.config.data
-        return read_folder(self.config.evaluation, data.labels, data.classes)
+        return self._readable(
+            "evaluation", read_folder(self.config.evaluation, data.labels, data.classes)
+        )
 
     @property
     def judged_on_calibration_images(self) -> bool:
         """Whether accuracy is measured on the images that set the ranges."""
         return self.config.evaluation == self.config.data.calibration
 
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one input: (1, channels, height, width)."""
-        return input_shape(self.calibration_images, self.config.data.preprocess)
-
-    def check_images(self) -> None:
-        """Fails before the slow work when the evaluation images cannot be judged by.
-
-        Raises ImageError.
-        """
-        found = input_shape(self.evaluation_images, self.config.data.preprocess)
-        if found != self.shape:
-            raise ImageError(
-                f"the inputs are {found[2]} x {found[3]}, those of the calibration images "
-                f"{self.shape[2]} x {self.shape[3]}",
-                where=str(self.evaluation_images.root),
-                fix="set `data.preprocess.resize: [height, width]`, or a `crop`",
-            )
-
-    @cached_property
-    def example(self) -> Tensor:
-        """One real input."""
-        return load(self.calibration_images.files[0], self.config.data.preprocess)
+    def _readable(self, role: str, images: ImageSet) -> ImageSet:
+        """The images without those that cannot be read, if the qconfig wants to skip them."""
+        for note in images.notes:
+            self.voice.say(f"{role}: {note}")
+        if self.config.data.on_bad_image == "skip":
+            with self.voice.progress(f"{role}: looking for unreadable images") as progress:
+                wrong = unreadable(images, self.read, progress)
+            for path, error in wrong.items():
+                self.voice.say(f"{role}: skipped {path}: {error.facts[0]}")
+            if wrong:
+                self.voice.say(f"{role}: {len(wrong)} of {len(images)} images skipped")
+            images = images.without(wrong)
+        if isinstance(self.read, Preprocessed) and self.read.steps.exif == "ignore":
+            rotated = sum(map(is_rotated, images.files))
+            if rotated:
+                self.voice.say(
+                    f"{role}: {rotated} images are marked as rotated by their camera, which is "
+                    "ignored, as torchvision does (data.preprocess.exif: apply turns them)"
+                )
+        return images
 
     @cached_property
-    def proof_images(self) -> Tensor:
-        """Real inputs, (at least 3, channels, height, width), drawn evenly from calibration."""
+    def read(self) -> Reader:
+        """The way from a file to the model's inputs."""
+        if self.config.data.transform is None:
+            return Preprocessed(self.preprocess)
+        return Transformed(self._transform[0])
+
+    @cached_property
+    def _transform(self) -> tuple[Callable[..., Any], dict[str, str]]:
+        """The user's transform, and the digests of her code that it needs."""
+        source = str(self.config.data.transform)
+        with Imports(folder_of(source)) as imports:
+            function = resolve(source, TransformError, "data.transform")
+            return function, imports.digests()
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """`data.preprocess`, where keys that are not set are the model library's own."""
+        own = self.config.data.preprocess
+        known = self.library_preprocess["values"]
+        given = own.model_dump(exclude_unset=True)
+        # A size of the user's own is not mixed with half of another.
+        geometry = {"resize", "crop"}
+        if geometry & given.keys():
+            known = {key: value for key, value in known.items() if key not in geometry}
+        try:
+            return Preprocess(**{**known, **given}) if known else own
+        except ValueError as error:
+            raise QConfigError(
+                f"data.preprocess does not go with the model's own ({known}): {error}",
+                where="qconfig",
+            ) from None
+
+    @cached_property
+    def library_preprocess(self) -> dict[str, Any]:
+        """`values`: the preprocessing that the model's library knows; `of`: the model's digest."""
+        if not self.config.model.source.startswith("timm:"):
+            return {"of": None, "values": {}}
+        of = digest([self.config.model.model_dump(mode="json"), self.versions])
+        recorded = (self.workspace.read("fused.json") or {}).get(LIBRARY_PREPROCESS, {})
+        if recorded.get("of") == of:
+            return dict(recorded)
+        return {"of": of, "values": dict(self.float_model.preprocess)}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the model's inputs depend on, beside the image."""
+        if self.config.data.transform is None:
+            return {"preprocess": self.preprocess.model_dump(mode="json")}
+        return {"transform": self.config.data.transform, "code": self._transform[1]}
+
+    @cached_property
+    def sizes(self) -> dict[Size, list[Path]]:
+        """All images by the size of their input, the most frequent first; empty with a transform,
+        which alone knows."""
+        found: dict[Size, list[Path]] = {}
+        for images in (self.calibration_images, self.evaluation_images):
+            for size, paths in sizes(images, self.read).items():
+                found.setdefault(size, []).extend(paths)
+        return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+
+    @cached_property
+    def example(self) -> Inputs:
+        """One real image, of the most frequent size."""
+        first = self.calibration_images.files[0]
+        if self.sizes:
+            usual = set(next(iter(self.sizes.values())))
+            first = next((p for p in self.calibration_images.files if p in usual), first)
+        return self.read(first)
+
+    @cached_property
+    def proofs(self) -> list[Inputs]:
+        """Real inputs of one image each, drawn evenly from calibration: the example first, and the
+        smallest and the largest where sizes differ."""
         images = self.calibration_images
         step = max(1, len(images) // PROOF_IMAGES)
         chosen = list(images.files[::step][:PROOF_IMAGES])
-        while len(chosen) < 3:
-            chosen.append(chosen[0])
-        return torch.cat([load(path, self.config.data.preprocess) for path in chosen])
+        return [self.example, *(self.read(path) for path in (*chosen, *self.extremes))]
+
+    @property
+    def extremes(self) -> tuple[Path, ...]:
+        """The images with the smallest and the largest input, if sizes differ."""
+        if len(self.sizes) < 2:
+            return ()
+        by_area = sorted(self.sizes, key=lambda size: size[0] * size[1])
+        return tuple(self.sizes[size][0] for size in (by_area[0], by_area[-1]))
 
     @cached_property
     def float_model(self) -> FloatModel:
@@ -123,7 +204,10 @@ class Session:
                 "model: no `model.checkpoint`: the weights are those that the source builds"
             )
         with self.voice.busy("building the float model"):
-            return build(self.config.model)
+            model = build(self.config.model)
+        for note in model.notes:
+            self.voice.say(f"model: {note}")
+        return model
 
     @cached_property
     def fused(self) -> FusedModel:
@@ -135,7 +219,13 @@ class Session:
     @property
     def versions(self) -> dict[str, str]:
         """What else a result depends on."""
-        return {"qconvert": __version__, "torch": torch.__version__}
+        found = {"qconvert": __version__, "torch": torch.__version__}
+        if self.config.model.source.startswith("timm:"):
+            try:
+                found["timm"] = version("timm")
+            except ImportError:
+                found["timm"] = "none"
+        return found
 
     def fresh(
         self, step: str, name: str, key_of: Callable[[dict[str, Any]], str]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qconvert import torchscript
-from qconvert.errors import ConversionError
+from qconvert.errors import VerificationError
 from qconvert.quantization.plan import Plan
 from qconvert.records import Record
 
@@ -54,7 +54,7 @@ class Coverage(Record):
         return self.int8_macs / self.macs if self.macs else 0.0
 
 
-def count(module: torch.jit.ScriptModule, example: Tensor) -> Coverage:
+def count(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> Coverage:
     """Counts the operators of a frozen module and their work on one image.
 
     A boundary is a conversion between float and int8.
@@ -80,7 +80,7 @@ def count(module: torch.jit.ScriptModule, example: Tensor) -> Coverage:
 
 
 def check_against_plan(found: Coverage, plan: Plan) -> None:
-    """Raises ConversionError when the file's multiply-accumulates are not those of the plan."""
+    """Raises VerificationError when the file's multiply-accumulates are not those of the plan."""
     planned = {
         precision: sum(o.macs for o in plan.operators if o.precision == precision)
         for precision in ("int8", "float32")
@@ -94,7 +94,7 @@ def check_against_plan(found: Coverage, plan: Plan) -> None:
     if have["float32"] < planned["float32"]:
         facts.append("the file computes less in float than the plan says")
     if facts:
-        raise ConversionError(
+        raise VerificationError(
             facts, where="model.int8.pt", fix="this is a bug of qconvert: report it"
         )
 

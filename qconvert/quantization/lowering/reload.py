@@ -2,14 +2,32 @@
 
     python reload.py MODEL INPUTS OUTPUTS
 
-Loads a TorchScript file with plain `torch.jit.load`, runs it on each tensor of INPUTS (a list
-saved by torch.save) and writes the list of results to OUTPUTS. Imports nothing of qconvert, sets
-nothing.
+Loads a TorchScript file with plain `torch.jit.load`, runs it on each tuple of INPUTS (a list
+saved by torch.save) and writes the list of results to OUTPUTS, or in the place of a result what the
+model raised, as text. Imports nothing of qconvert, sets nothing.
 """
 
 import sys
+from typing import Any
 
 import torch
+
+
+def plain(value: Any) -> Any:
+    """Named tuples as tuples, which torch.load reads without running code."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(plain(item) for item in value)
+    return value
+
+
+def attempt(model: Any, inputs: tuple[torch.Tensor, ...]) -> Any:
+    """The result, or the last line of what was raised."""
+    try:
+        return plain(model(*inputs))
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[-1]
 
 
 def main() -> None:
@@ -18,7 +36,7 @@ def main() -> None:
     model = torch.jit.load(model_path)
     inputs = torch.load(inputs_path, weights_only=True)
     with torch.inference_mode():
-        torch.save([model(x) for x in inputs], outputs_path)
+        torch.save([attempt(model, x) for x in inputs], outputs_path)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qconvert.errors import ConversionError
+from qconvert.errors import VerificationError
+from qconvert.images.preprocess import Inputs
+from qconvert.measurement.difference import relative_difference
+from qconvert.measurement.handover import write_tensors
+from qconvert.models.outputs import tensors
 from qconvert.quantization.lowering import reload
 from qconvert.records import Record
 
@@ -22,6 +26,10 @@ _RELATIVE_TOLERANCE = 1e-4
 _SECONDS = 300
 # Outputs of a trained model differ between images by more than this share.
 _TRAINED = 0.01
+_BATCH = 3
+_NOT_KEPT = "; it was not kept"
+
+Model = Callable[..., Any]
 
 
 class Verification(Record):
@@ -35,65 +43,114 @@ class Verification(Record):
 
 def verify(
     file: Path,
-    model: Callable[[Tensor], Tensor],
-    images: Tensor,
-    reference: Callable[[Tensor], Tensor],
+    model: Model,
+    images: Sequence[Inputs],
+    reference: Model,
+    others: Sequence[Inputs] = (),
 ) -> Verification:
     """Loads `file` in a fresh process, runs it at batch sizes 1 and 3, compares with `model`.
 
-    `images` is (N, channels, height, width) with N at least 3 (images may repeat). `reference` is
+    `images` are real inputs of one image each, `others` are such at other sizes. `reference` is
     the float model, whose outputs tell whether equal outputs are the fault of int8.
 
-    Raises ConversionError when the file does not load or run, differs from the model in memory,
+    Raises VerificationError when the file does not load or run, differs from the model in memory,
     or computes what is not finite or the same for different images.
     """
-    batches = [*images.split(1), images[:3]]
-    with torch.inference_mode():
-        expected = [model(batch) for batch in batches]
-    found = _run(file, batches)
+    batches = [*images, _batch(images)]
+    found = _run(file, [*batches, *others])
     difference = 0.0
-    for want, have in zip(expected, found, strict=True):
-        if want.shape != have.shape:
-            raise _failure(f"gives shape {list(have.shape)}, in memory it is {list(want.shape)}")
-        if not bool(torch.isfinite(have).all()):
-            raise _failure("computes NaN or infinity")
-        largest = max(float(want.abs().max()), 1e-12)
-        relative = float((want - have).abs().max()) / largest
-        difference = math.inf if math.isnan(relative) else max(difference, relative)
-    if difference > _RELATIVE_TOLERANCE:
-        raise _failure(f"differs from the model in memory by {difference:.2g} of its output")
-    singles = torch.cat(found[:-1])
-    different_images = len(torch.unique(images, dim=0)) > 1
-    vary = bool((singles != singles[:1]).any())
-    if different_images and not vary:
+    for inputs, have in zip([*batches, *others], found, strict=True):
+        difference = max(difference, _difference(model, inputs, have))
+    singles = [_flat(result) for result in found[: len(images)]]
+    vary = _differ(singles)
+    if not vary and _differ([_joined(x) for x in images]):
         raise _constant(images, reference)
     return Verification(
-        batch_sizes=(1, 3), largest_difference=difference, outputs_finite=True, outputs_vary=vary
+        batch_sizes=(1, _BATCH),
+        largest_difference=difference,
+        outputs_finite=True,
+        outputs_vary=vary,
     )
 
 
-def _run(file: Path, batches: list[Tensor]) -> list[Tensor]:
+def why_not_at(script: Model, model: Model, inputs: Inputs) -> str | None:
+    """Why a traced module does not compute at these inputs what its source does; None if it
+    does."""
+    try:
+        with torch.inference_mode():
+            _difference(model, inputs, script(*inputs))
+    except VerificationError as error:
+        return error.facts[0].removesuffix(_NOT_KEPT)
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[-1]
+    return None
+
+
+def _batch(images: Sequence[Inputs]) -> Inputs:
+    """Three images of the first one's size, as one batch; images repeat where there are fewer."""
+    alike = [x for x in images if [t.shape for t in x] == [t.shape for t in images[0]]]
+    chosen = [alike[i % len(alike)] for i in range(_BATCH)]
+    return tuple(torch.cat(parts) for parts in zip(*chosen, strict=True))
+
+
+def _difference(model: Model, inputs: Inputs, have: Any) -> float:
+    """How far the file's result is from the model's; refused when it is too far."""
+    if isinstance(have, str):
+        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        raise _failure(f"does not run in a fresh process on inputs of shape {shapes}: {have}")
+    with torch.inference_mode():
+        want = tensors(model(*inputs))
+    found = tensors(have)
+    for name, expected in want.items():
+        if name not in found or found[name].shape != expected.shape:
+            shape = list(found[name].shape) if name in found else None
+            raise _failure(f"gives shape {shape}, in memory it is {list(expected.shape)}")
+        if not bool(torch.isfinite(found[name]).all()):
+            raise _failure("computes NaN or infinity")
+    difference = relative_difference(want, found)
+    if difference > _RELATIVE_TOLERANCE:
+        raise _failure(f"differs from the model in memory by {difference:.2g} of its output")
+    return difference
+
+
+def _run(file: Path, batches: Sequence[Inputs]) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
-        torch.save(batches, inputs)
+        write_tensors(inputs, [tuple(batch) for batch in batches])
         # -I: without the working directory and the user's Python settings.
         command = [sys.executable, "-I", str(reload.__file__), str(file), str(inputs), str(outputs)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise _failure(f"does not finish in a fresh process within {_SECONDS} s") from None
         if result.returncode != 0:
             lines = [line for line in result.stderr.splitlines() if line.strip()]
             raise _failure(f"does not run in a fresh process: {lines[-1] if lines else 'it died'}")
-        found: list[Tensor] = torch.load(outputs, weights_only=True)
+        found: list[Any] = torch.load(outputs, weights_only=True)
         return found
 
 
-def _constant(images: Tensor, reference: Callable[[Tensor], Tensor]) -> ConversionError:
+def _flat(result: Any) -> Tensor:
+    return _joined(tuple(tensors(result).values()))
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """All elements of some tensors in one row."""
+    return torch.cat([value.double().flatten() for value in values])
+
+
+def _differ(rows: Sequence[Tensor]) -> bool:
+    return any(row.shape != rows[0].shape or not torch.equal(row, rows[0]) for row in rows)
+
+
+def _constant(images: Sequence[Inputs], reference: Model) -> VerificationError:
     with torch.inference_mode():
-        outputs = reference(images)
+        outputs = torch.stack([_flat(reference(*inputs)) for inputs in images])
     spread = float((outputs - outputs[:1]).abs().max() / outputs.abs().max().clamp(min=1e-12))
     if spread < _TRAINED:
-        return ConversionError(
+        return VerificationError(
             f"the int8 file gives the same output for all images, and the float model nearly so "
             f"(they differ by {spread:.1g} of its output)",
             where="verification",
@@ -102,9 +159,5 @@ def _constant(images: Tensor, reference: Callable[[Tensor], Tensor]) -> Conversi
     return _failure("gives the same output for all images")
 
 
-def _failure(fact: str) -> ConversionError:
-    return ConversionError(
-        f"the int8 file {fact}; it was not kept",
-        where="verification",
-        fix="report this with the model; `precision: float32` for the layers at fault works around",
-    )
+def _failure(fact: str) -> VerificationError:
+    return VerificationError(f"the int8 file {fact}{_NOT_KEPT}", where="verification")

@@ -1,0 +1,206 @@
+"""The class of each image: from folder names or a CSV file, in the model's order of classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qconvert.errors import LabelError, at_most, did_you_mean
+
+COLUMNS = ("file", "label")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Files with the index of their class among `classes` (the model's order).
+
+    `classes` is None when labels are indexes and nobody has named the classes. `notes` are
+    decisions that a user should know of.
+    """
+
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+
+def from_folders(root: Path, files: Sequence[Path], classes_file: Path | None) -> Labelled:
+    """The first folder below `root` is the class.
+
+    Raises LabelError when an image is in no such folder or a folder is no class.
+    """
+    relative = [path.relative_to(root) for path in files]
+    flat = [path for path in relative if len(path.parts) < 2]
+    if flat:
+        raise LabelError(
+            f"{len(flat)} images are in no class folder, the first is {flat[0]}",
+            where=str(root),
+            fix="put them into one folder a class, or write `labels: none` or a CSV file",
+        )
+    names = [path.parts[0] for path in relative]
+    present = sorted(set(names))
+    classes = tuple(present) if classes_file is None else read_classes(classes_file)
+    unknown = [name for name in present if name not in classes]
+    if unknown:
+        raise LabelError(
+            at_most([f"folder {n!r} is not in {classes_file}{did_you_mean(n, classes)}"
+                     for n in unknown]),
+            where=str(root),
+            fix="name every class in `data.classes`, in the model's order",
+        )  # fmt: skip
+    index = {name: i for i, name in enumerate(classes)}
+    notes: tuple[str, ...] = ()
+    if classes_file is None and all(map(str.isdecimal, present)):
+        numeric = sorted(present, key=int)
+        if numeric != present:
+            notes = (
+                "the folders are numbers, sorted as text as torchvision's ImageFolder does "
+                f"({', '.join(present[:3])}, …); for another order name `data.classes`",
+            )
+    return Labelled(tuple(files), tuple(index[name] for name in names), classes, notes)
+
+
+def from_csv(root: Path, files: Sequence[Path], table: Path, classes_file: Path | None) -> Labelled:
+    """The rows of a CSV file with the columns `file`, a path below `root`, and `label`.
+
+    A label is the name of a class, or its index where all labels are integers and no class is
+    called so. Images that no row names are left out.
+
+    Raises LabelError that lists the rows which are wrong.
+    """
+    rows = _rows(table)
+    known = {path.relative_to(root).as_posix(): path for path in files}
+    facts: list[str] = []
+    found: dict[Path, str] = {}
+    for line, name, label in rows:
+        path = known.get(Path(name).as_posix())
+        if path is None:
+            facts.append(f"line {line}: there is no image {name!r} in {root}")
+        elif found.setdefault(path, label) != label:
+            facts.append(f"line {line}: {name!r} has two labels, {found[path]!r} and {label!r}")
+    if facts:
+        raise LabelError(
+            at_most(facts),
+            where=str(table),
+            fix="correct the rows; `file` is a path below the folder of images",
+        )
+    chosen = sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    labels = [found[path] for path in chosen]
+    classes, indexes = _indexes(labels, table, classes_file)
+    left = len(files) - len(chosen)
+    notes = (f"{left} of {len(files)} images have no row in {table.name} and are left out",)
+    return Labelled(tuple(chosen), indexes, classes, notes if left else ())
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The classes in the model's order: text, one a line; or JSON: a list, `{class: index}`,
+    `{index: class}`, or `{index: [folder, class]}` as ImageNet's index file has it.
+
+    Raises LabelError when a class is named twice, an index is missing, or the file is not that.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise LabelError("is not UTF-8 text", where=str(path), fix="save it as UTF-8") from None
+    except OSError as error:
+        raise LabelError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    if path.suffix.lower() == ".json":
+        names = _from_json(text, path)
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice or not names:
+        fact = f"names {', '.join(twice)} twice" if twice else "names no class"
+        raise LabelError(fact, where=str(path), fix="write one class a line, each once")
+    return tuple(names)
+
+
+def _from_json(text: str, path: Path) -> list[str]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise LabelError(f"is not JSON: {error}", where=str(path), fix="correct the file") from None
+    by_index: dict[int, Any] = {}
+    if isinstance(content, list):
+        by_index = dict(enumerate(content))
+    elif isinstance(content, dict) and all(type(v) is int for v in content.values()):
+        by_index = {index: name for name, index in content.items()}
+        if len(by_index) < len(content):
+            raise LabelError(
+                "gives one index to two classes", where=str(path), fix="correct the file"
+            )
+    elif isinstance(content, dict) and all(k.isdecimal() for k in content):
+        # ImageNet's index file has [folder, class].
+        by_index = {int(k): v[0] if isinstance(v, list) and v else v for k, v in content.items()}
+    names = [by_index.get(i) for i in range(len(by_index))]
+    if not all(isinstance(name, str) for name in names):
+        raise LabelError(
+            "is no list of classes, {class: index} or {index: class} with every index from 0",
+            where=str(path),
+            fix="correct the file, or write a text file with one class a line",
+        )
+    return [str(name) for name in names]
+
+
+def _rows(table: Path) -> list[tuple[int, str, str]]:
+    """Line number, file and label of every row."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            if missing := [name for name in COLUMNS if name not in header]:
+                raise LabelError(
+                    f"has no column {' and no column '.join(map(repr, missing))} in its first "
+                    f"line; it has {', '.join(header)[:100] or 'nothing'}",
+                    where=str(table),
+                    fix="begin the file with the line `file,label`",
+                )
+            reader.fieldnames = header
+            rows = [
+                (reader.line_num, (row["file"] or "").strip(), (row["label"] or "").strip())
+                for row in reader
+            ]
+    except UnicodeDecodeError:
+        raise LabelError("is not UTF-8 text", where=str(table), fix="save it as UTF-8") from None
+    except (OSError, csv.Error) as error:
+        raise LabelError(f"cannot be read: {error}", where=str(table)) from None
+    facts = [f"line {line}: is not complete" for line, file, label in rows if not file or not label]
+    if facts or not rows:
+        raise LabelError(
+            at_most(facts) or "has no row", where=str(table), fix="give each file its label"
+        )
+    return rows
+
+
+def _indexes(
+    labels: Sequence[str], table: Path, classes_file: Path | None
+) -> tuple[tuple[str, ...] | None, tuple[int, ...]]:
+    names = sorted(set(labels))
+    classes = None if classes_file is None else read_classes(classes_file)
+    numbers = all(name.isascii() and name.isdecimal() for name in names)
+    if numbers and (classes is None or not set(names) <= set(classes)):
+        indexes = tuple(int(label) for label in labels)
+        if classes is not None and max(indexes) >= len(classes):
+            raise LabelError(
+                f"the label {max(indexes)} is beyond the {len(classes)} classes of {classes_file}",
+                where=str(table),
+                fix="count labels from 0, or name every class in `data.classes`",
+            )
+        return classes, indexes
+    if classes is None:
+        classes = tuple(names)
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        raise LabelError(
+            at_most([f"label {n!r} is not in {classes_file}{did_you_mean(n, classes)}"
+                     for n in unknown]),
+            where=str(table),
+            fix="name every class in `data.classes`, in the model's order",
+        )  # fmt: skip
+    index = {name: i for i, name in enumerate(classes)}
+    return classes, tuple(index[label] for label in labels)

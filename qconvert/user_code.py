@@ -1,0 +1,159 @@
+"""Imports and calls what a user wrote, and says where in her own code something went wrong."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qconvert
+from qconvert.errors import QConvertError, did_you_mean
+from qconvert.workspace import file_digest
+
+# Frames of these are not the user's.
+_INSTALLED = (
+    Path(torch.__file__).parent,
+    Path(qconvert.__file__).parent,
+    Path(sys.base_prefix),
+)
+_FORMS = "package.module:callable or path/to/file.py:callable"
+
+
+def is_users(file: str) -> bool:
+    """Whether a file is the user's own: no part of Python, torch or qconvert, and a real file."""
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_absolute() or not path.is_file():
+        return False
+    return not any(path.is_relative_to(folder) for folder in _INSTALLED)
+
+
+def place_of(error: BaseException) -> str:
+    """` (file:line: code)` of the user's innermost frame, or an empty string.
+
+    In a SyntaxError it is the line that does not parse.
+    """
+    if isinstance(error, SyntaxError) and error.filename and is_users(error.filename):
+        return f" ({error.filename}:{error.lineno}: {(error.text or '').strip()})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    if not frames:
+        return ""
+    return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
+
+
+@contextmanager
+def guarded(doing: str, kind: type[QConvertError], where: str) -> Iterator[None]:
+    """Whatever the user's code raises becomes one message with her own file and line."""
+    try:
+        yield
+    except QConvertError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise kind(
+            f"{doing} raised {type(error).__name__}: {error}{place_of(error)}", where=where
+        ) from error
+
+
+def resolve(
+    source: str, kind: type[QConvertError], where: str, forms: str = _FORMS
+) -> Callable[..., Any]:
+    """What `package.module:callable` or `path/to/file.py:callable` names.
+
+    Raises `kind` that names the key `where`, when it cannot be imported or is not callable; `forms`
+    are the ways in which that key may be written.
+    """
+    place, colon, name = source.rpartition(":")
+    if not colon or not name or not place:
+        raise kind(f"{source!r} names no callable", where=where, fix=f"write {forms}")
+    owner = (
+        _from_file(Path(place), kind, where)
+        if place.endswith(".py")
+        else _from_package(place, kind, where)
+    )
+    for part in name.split("."):
+        if not hasattr(owner, part):
+            hint = did_you_mean(part, [n for n in dir(owner) if not n.startswith("_")])
+            raise kind(f"{place} has no {part!r}{hint}", where=where)
+        owner = getattr(owner, part)
+    if not callable(owner):
+        raise kind(f"{source} is not callable", where=where)
+    return owner
+
+
+def folder_of(source: str) -> Path:
+    """The folder in which the source finds the modules beside it."""
+    place = source.rpartition(":")[0]
+    return Path(place).parent if place.endswith(".py") else Path.cwd()
+
+
+class Imports:
+    """Notes which of the user's own files are imported while it is entered; `folder` comes first on
+    the path meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._before: set[str] = set()
+
+    def __enter__(self) -> Imports:
+        self._before = set(sys.modules)
+        sys.path.insert(0, str(self._folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.path.remove(str(self._folder))
+
+    def digests(self) -> dict[str, str]:
+        """The content of each file of the user's own modules, but for installed packages: those
+        imported since, and those below the folder that the process had imported already."""
+        found = set()
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if not file or not is_users(file) or Path(file).is_relative_to(sys.prefix):
+                continue
+            if name not in self._before or Path(file).is_relative_to(self._folder):
+                found.add(file)
+        return {file: file_digest(Path(file)) for file in sorted(found)}
+
+
+def digests_now(paths: dict[str, str]) -> dict[str, str]:
+    """Today's digests of files that `Imports.digests` listed; a lost file has an empty one."""
+    return {path: file_digest(Path(path)) if Path(path).is_file() else "" for path in paths}
+
+
+def _from_file(path: Path, kind: type[QConvertError], where: str) -> Any:
+    name = f"qconvert_source_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise kind(f"{path} cannot be imported", where=where)
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded  # the model and the transform may come from one file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    with guarded("importing it", kind, where):
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return module
+
+
+def _from_package(name: str, kind: type[QConvertError], where: str) -> Any:
+    with guarded("importing it", kind, where):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and what it imports is not
+    raise kind(
+        f"there is no module {name!r} to import",
+        where=where,
+        fix="install it, or run in the folder that holds it",
+    )
