@@ -42,6 +42,7 @@ lint: install ## rewrite the code in the project's format, then check it
 
 docs: install ## write the generated pages of docs/
 	$(BIN)/python -m qconvert.qconfig_reference docs
+	$(BIN)/python -m qconvert.errors_reference docs
 
 figures: install ## measure every figure of the README and write them there
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet

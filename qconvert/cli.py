@@ -95,6 +95,47 @@ def _register(name: str, about: str) -> None:
         _run(name, qconfig, overrides or [], output, as_json, quiet, debug, force)
 
 
+@app.command(help="Write a commented qconfig to start from, with what could be found out.")
+def init(
+    source: Annotated[
+        str,
+        typer.Option(
+            help="The model: torchvision:NAME, timm:NAME, package.module:callable or "
+            "path/to/file.py:callable."
+        ),
+    ],
+    images: Annotated[Path, typer.Option(metavar="FOLDER", help="Images for calibration.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="[QCONFIG]", help="The YAML file to write.")
+    ] = Path("qconfig.yaml"),
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The trained weights.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Other images, to judge by.")
+    ] = None,
+    kwargs: Annotated[
+        str, typer.Option(metavar="YAML", help="Arguments of the source, as {num_classes: 10}.")
+    ] = "{}",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Writes a starter qconfig."""
+    from qconvert import starter
+    from qconvert.console import Console
+
+    with _errors_shown("init", target.name, as_json, debug):
+        asked = starter.request(target, source, images, kwargs, checkpoint, evaluation, force)
+        console = Console(quiet)
+        with console.busy("importing torch"):
+            _silence_torch()
+            from qconvert.steps.outcome import run_init
+        outcome = run_init(asked, console)
+    _show(outcome, target, as_json, quiet)
+
+
 for _name, _about in _COMMANDS.items():
     _register(_name, _about)
 
@@ -194,12 +235,16 @@ def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool
         console.say(line)
     with Workspace(config.output).exclusive(console.say):
         with console.busy("importing torch"):
-            # torch logs hints about optional packages that a user cannot act on.
-            logging.getLogger("torch").setLevel(logging.ERROR)
+            _silence_torch()
             from qconvert.steps import outcome
             from qconvert.steps.session import Session
         run: Callable[[Session], Outcome] = getattr(outcome, f"run_{command}")
         return run(Session(config, path, console, force))
+
+
+def _silence_torch() -> None:
+    """torch logs hints about optional packages that a user cannot act on."""
+    logging.getLogger("torch").setLevel(logging.ERROR)
 
 
 def _settings(config: QConfig) -> list[str]:
@@ -213,7 +258,7 @@ def _settings(config: QConfig) -> list[str]:
             shown = ", ".join(f"{k}={_short(v)}" for k, v in values.items() if v not in (None, []))
         else:
             shown = _short(values)
-        lines.append(f"  {section + ':':14}{shown}")
+        lines.append(f"  {section + ':':14}{shown or 'none'}")
     return lines
 
 

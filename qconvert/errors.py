@@ -68,6 +68,7 @@ class QConfigError(QConvertError):
     exit_code = 2
     title = "qconfig"
     name = "qconfig"
+    remedy = "correct the file, or the --set option; docs/qconfig.md has all keys"
 
 
 class QConfigFileError(QConfigError):
@@ -168,6 +169,7 @@ class NoImagesError(ImageError):
     """A folder of images holds none, or cannot be listed."""
 
     name = "no-images"
+    remedy = "name a folder of images in `data.calibration` and `data.evaluation`"
 
 
 class BadImageError(ImageError):
@@ -190,6 +192,7 @@ class LabelError(ImageError):
     number of classes is not the model's."""
 
     name = "labels"
+    remedy = "name all classes in `data.classes`, in the model's order, or write `labels: none`"
 
 
 class TransformError(ImageError):
@@ -225,6 +228,7 @@ class UnsupportedError(ConversionError):
     """The model does something that this version does not convert."""
 
     name = "unsupported"
+    remedy = "name a callable that builds the model without it"
 
 
 class FusionError(ConversionError):
@@ -232,6 +236,7 @@ class FusionError(ConversionError):
     builds other weights each time."""
 
     name = "fusion"
+    remedy = "list the modules that may be fused in `fuse.modules`, or report this as a bug"
 
 
 class VerificationError(ConversionError):
@@ -247,6 +252,7 @@ class TimingError(ConversionError):
     report."""
 
     name = "timing"
+    remedy = "run the files alone with torch.jit.load to see which one fails, and report it"
 
 
 # Where hundreds of things are wrong in the same way, so many are shown.

@@ -40,8 +40,8 @@ import hashlib, json, sys
 from qconvert import torchscript
 x = torch.zeros(1, 3, 25, 25)
 for i in range(int(sys.argv[1])):
-    torchscript.trace(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU())), x)
-script = torchscript.trace(network(), x)
+    torchscript.trace(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU())), [x])
+script = torchscript.trace(network(), [x])
 scripts = {"traced": script, "frozen": torchscript.freeze(script)}
 digests = {k: hashlib.sha256(torchscript.to_bytes(v)).hexdigest() for k, v in scripts.items()}
 print(json.dumps(digests))
@@ -56,7 +56,7 @@ def network() -> nn.Module:
 
 
 def scripted(form: str) -> torch.jit.ScriptModule:
-    script = torchscript.trace(network(), EXAMPLE)
+    script = torchscript.trace(network(), [EXAMPLE])
     return torchscript.freeze(script) if form == "frozen" else script
 
 
@@ -152,10 +152,10 @@ def test_graph_values_are_those_that_hooks_see() -> None:
     for name, module in model.named_children():
         module.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0], y)}))
     expected = model(EXAMPLE)
-    script = torchscript.freeze(torchscript.trace(TwoBranches().requires_grad_(False), EXAMPLE))
+    script = torchscript.freeze(torchscript.trace(TwoBranches().requires_grad_(False), [EXAMPLE]))
     layers = [
         executed
-        for executed in torchscript.graph_values(script, EXAMPLE)
+        for executed in torchscript.graph_values(script, [EXAMPLE])
         if executed.node.kind() in ("aten::_convolution", "aten::linear")
     ]
     for executed, name in zip(layers, ("conv2", "conv1", "head"), strict=True):
@@ -166,8 +166,8 @@ def test_graph_values_are_those_that_hooks_see() -> None:
 
 def test_graph_values_have_both_operands() -> None:
     """Of every node that computes a tensor, in the order of the graph."""
-    script = torchscript.freeze(torchscript.trace(TwoBranches().requires_grad_(False), EXAMPLE))
-    found = torchscript.graph_values(script, EXAMPLE)
+    script = torchscript.freeze(torchscript.trace(TwoBranches().requires_grad_(False), [EXAMPLE]))
+    found = torchscript.graph_values(script, [EXAMPLE])
     kinds = [executed.node.kind().removeprefix("aten::") for executed in found]
     order = [kind for kind in kinds if kind in ("relu", "sub", "mean", "linear")]
     assert order == ["relu", "sub", "mean", "linear"]
@@ -200,13 +200,13 @@ class Noisy(nn.Module):
 )
 def test_warnings_of_the_model_are_heard(message: str, category: type[Warning]) -> None:
     with pytest.warns(category, match=message):
-        torchscript.trace(Noisy(message, category), torch.zeros(1))
+        torchscript.trace(Noisy(message, category), [torch.zeros(1)])
 
 
 def test_announcements_of_torch_are_not_heard() -> None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        script = torchscript.trace(TwoBranches().requires_grad_(False), EXAMPLE)
+        script = torchscript.trace(TwoBranches().requires_grad_(False), [EXAMPLE])
         torchscript.optimize_for_inference(torchscript.freeze(script))
         torchscript.load(torchscript.to_bytes(script))
         with torchscript.quiet():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.errors import QConfigError
+from qconvert.errors import OutputError
 from qconvert.workspace import Workspace, digest, file_digest, write_atomically
 
 
@@ -50,7 +50,7 @@ def test_file_is_written_and_replaced_in_new_folders(tmp_path):
 def test_old_file_stays_whole_when_the_disk_is_full(tmp_path):
     path = tmp_path / "file.bin"
     write_atomically(path, b"old" * 300)
-    with small_files_only(), pytest.raises(QConfigError, match="cannot be written: File too large"):
+    with small_files_only(), pytest.raises(OutputError, match="cannot be written: File too large"):
         write_atomically(path, b"new" * 3000)
     assert path.read_bytes() == b"old" * 300
     assert os.listdir(tmp_path) == ["file.bin"]
@@ -58,7 +58,7 @@ def test_old_file_stays_whole_when_the_disk_is_full(tmp_path):
 
 def test_nothing_is_left_when_the_file_cannot_be_replaced(tmp_path):
     (tmp_path / "file.bin").mkdir()
-    with pytest.raises(QConfigError, match="directory"):
+    with pytest.raises(OutputError, match="directory"):
         write_atomically(tmp_path / "file.bin", b"new")
     assert os.listdir(tmp_path) == ["file.bin"]
 
@@ -154,6 +154,6 @@ def test_prepare_makes_the_folder_and_leaves_it_empty(tmp_path):
 
 def test_prepare_refuses_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(QConfigError, match="the output folder cannot be written") as caught:
+    with pytest.raises(OutputError, match="the output folder cannot be written") as caught:
         Workspace(tmp_path / "file/out").prepare()
     assert caught.value.where == str(tmp_path / "file/out")

@@ -67,7 +67,7 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str
         module.load_state_dict(ordered, strict=False)
     except (RuntimeError, ValueError) as error:
         raise CheckpointKeysError(f"the model refuses it: {error}", where=str(path)) from error
-    return tuple(f"{path.name}: {note}" for note in notes)
+    return tuple(notes)
 
 
 def _read(path: Path) -> Any:

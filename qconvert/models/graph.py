@@ -21,6 +21,7 @@ from qconvert.models.normal_form import (
     functions_to_modules,
     inputs_by_position,
     out_of_place,
+    remove_assertions,
     remove_identities,
     views_to_reshapes,
 )
@@ -41,6 +42,7 @@ def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
     """
     graph = traced(copied(module))
     _check_inputs(graph, len(example))
+    remove_assertions(graph)
     _name_operators(graph)
     inputs_by_position(graph)
     functions_to_modules(graph)

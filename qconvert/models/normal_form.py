@@ -15,6 +15,15 @@ from qconvert.errors import UnsupportedError
 from qconvert.models.operators import NAME, argument, kind_of, operator_name
 
 
+def remove_assertions(graph: GraphModule) -> None:
+    """`torch._assert(x.ndim == 4)`, and what is computed for it alone: a trace forgets it anyway,
+    and as long as it stands it reads the layer before it, which then cannot be fused."""
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target is torch._assert:
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+
+
 def inputs_by_position(graph: GraphModule) -> None:
     """`self.bn(input=x)` is `self.bn(x)`."""
     for node in graph.graph.nodes:

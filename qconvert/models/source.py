@@ -25,7 +25,7 @@ class FloatModel:
     """The user's model. `module` is in eval mode, on the CPU, float32, without gradients.
 
     `code` holds the digest of every file of the user's own code that building it has imported,
-    `notes` what was decided about the checkpoint, in words, and `preprocess` the settings of
+    `notes` what was decided about its checkpoint, in words, and `preprocess` the settings of
     `data.preprocess` that the source knows for itself (timm's do).
     """
 
@@ -77,8 +77,6 @@ def _build(section: ModelSection) -> FloatModel:
     notes: tuple[str, ...] = ()
     if section.checkpoint is not None:
         notes = load_checkpoint(module, section.checkpoint, section.checkpoint_key)
-    elif any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
-        notes = ("the source's half-precision weights are raised to float32",)
     module = module.eval().float().requires_grad_(False)
     code = {} if library else imports.digests()
     known = library.preprocess(module, section.kwargs) if library else {}

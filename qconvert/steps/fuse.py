@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,26 +130,20 @@ def _key(session: Session, code: dict[str, str]) -> str:
 
 def _float_outputs(session: Session) -> dict[str, Tensor]:
     """What the float model returns for the example; and proves that it reads the other sizes."""
-    outputs = _run_float(session, session.example)
-    for path in session.extremes:
-        inputs = session.read(path)
-        try:
-            _run_float(session, inputs)
-        except ModelInputError as error:
-            (a, b), usual = inputs[0].shape[-2:], session.example[0].shape[-2:]
-            raise ImageSizeError(
-                f"the inputs differ in size: {usual[0]} x {usual[1]}, and {a} x {b} from "
-                f"{_below(path, session)}, at which the model fails ({error.facts[0]})",
-                where=str(session.config.data.calibration),
-            ) from error
+    try:
+        outputs = _run_float(session, session.example)
+        for path in session.extremes:
+            _run_float(session, session.read(path))
+    except ModelInputError as error:
+        if len(session.sizes) < 2:
+            raise
+        (a, first), (b, second) = ((s, p[0]) for s, p in list(session.sizes.items())[:2])
+        raise ImageSizeError(
+            f"the inputs have {len(session.sizes)} sizes, as {a[0]} x {a[1]} from {first.name} and "
+            f"{b[0]} x {b[1]} from {second.name}, and the model fails: {error.facts[0]}",
+            where=str(session.evaluation_images.root),
+        ) from error
     return outputs
-
-
-def _below(path: Path, session: Session) -> Path:
-    for root in (session.config.data.calibration, session.config.evaluation):
-        if path.is_relative_to(root):
-            return path.relative_to(root.parent)
-    return path
 
 
 def _run_float(session: Session, inputs: Inputs) -> dict[str, Tensor]:
@@ -194,7 +187,6 @@ def _difference(session: Session, *models: Callable[..., Any]) -> float:
             f"the fused model differs from the original by {difference:.2g} of its output "
             f"(tolerance {TOLERANCE})",
             where="fuse",
-            fix="list the modules that may be fused in `fuse.modules`, or report this as a bug",
         )
     return difference
 

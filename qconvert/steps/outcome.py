@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 from qconvert import torchscript
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.latency import Latency, measure
-from qconvert.reports.record import Report
+from qconvert.reports.record import FloatOperator, Report
 from qconvert.reports.tables import Table, accuracy_table, all_tables, latency_tables, megabytes
+from qconvert.starter import TODO, Request
 from qconvert.steps import benchmark as benchmark_step
 from qconvert.steps import calibrate as calibrate_step
 from qconvert.steps import convert as convert_step
 from qconvert.steps import fuse as fuse_step
-from qconvert.steps.session import Session
+from qconvert.steps.init import write_starter
+from qconvert.steps.session import Session, Voice
 
 # Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
 _QUICK_SECONDS = 2.0
@@ -39,6 +42,21 @@ class Outcome:
         """The record, the figures and the files."""
         files = [str(path) for path in self.files]
         return json.dumps({"command": self.command, "files": files, **self.data}, indent=2)
+
+
+def run_init(request: Request, voice: Voice) -> Outcome:
+    """Writes a starter qconfig, and says what is left to the user."""
+    write_starter(request, voice)
+    text = request.target.read_text(encoding="utf-8")
+    marked = [line.strip() for line in text.splitlines() if f"# {TODO}: " in line]
+    lines = (
+        text,
+        f"marked {TODO}, to be looked at first: {len(marked)}"
+        if marked
+        else "everything could be found out",
+    )
+    data = {"todo": marked}
+    return Outcome("init", lines, (), (request.target,), "benchmark", data)
 
 
 def run_fuse(session: Session) -> Outcome:
@@ -100,7 +118,7 @@ def run_convert(session: Session) -> Outcome:
         f"{' and '.join(map(str, verification['batch_sizes']))}: largest difference "
         f"{verification['largest_difference']:.1e} of the largest output",
         _size_line(record),
-        *(f"in float: {o.name} ({o.kind}): {o.reason}" for o in coverage.in_float),
+        *_in_float(coverage.in_float),
         *benchmark_step.notes(session, accuracy, latency),
     )
     names = (convert_step.PLAN, convert_step.INT8, convert_step.RECORD)
@@ -167,6 +185,20 @@ def _outcome(
         following,
         {"record": record, **figures},
     )
+
+
+def _in_float(operators: Sequence[FloatOperator]) -> list[str]:
+    """One line for each reason; `plan.json` and the report name every operator."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for operator in operators:
+        # "its input x is float" is one reason, whatever the input.
+        reason = re.sub(r"^its input .* is float$", "an input of it is float", operator.reason)
+        names.setdefault((operator.kind, reason), []).append(operator.name)
+    return [
+        f"in float: {len(found)} {kind}: {reason} ({', '.join(found[:3])}"
+        f"{', …' if len(found) > 3 else ''})"
+        for (kind, reason), found in names.items()
+    ]
 
 
 def _size_line(record: dict[str, Any]) -> str:

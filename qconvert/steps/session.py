@@ -129,6 +129,9 @@ class Session:
         """`data.preprocess`, where keys that are not set are the model library's own."""
         own = self.config.data.preprocess
         known = self.library_preprocess["values"]
+        if known:
+            shown = ", ".join(f"{key} {value}" for key, value in known.items())
+            self.voice.say(f"data.preprocess: the model's own where not set: {shown}")
         given = own.model_dump(exclude_unset=True)
         # A size of the user's own is not mixed with half of another.
         geometry = {"resize", "crop"}
@@ -177,7 +180,15 @@ class Session:
         if self.sizes:
             usual = set(next(iter(self.sizes.values())))
             first = next((p for p in self.calibration_images.files if p in usual), first)
-        return self.read(first)
+        inputs = self.read(first)
+        if self.config.data.transform is not None:
+            again = self.read(first)
+            if not all(map(torch.equal, inputs, again)):
+                self.voice.say(
+                    "data.transform gives another tensor for the same image each time: let it be "
+                    "that of evaluation, without augmentation"
+                )
+        return inputs
 
     @cached_property
     def proofs(self) -> list[Inputs]:
@@ -206,7 +217,7 @@ class Session:
         with self.voice.busy("building the float model"):
             model = build(self.config.model)
         for note in model.notes:
-            self.voice.say(f"model: {note}")
+            self.voice.say(f"checkpoint: {note}")
         return model
 
     @cached_property

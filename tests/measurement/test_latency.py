@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qconvert import torchscript
-from qconvert.errors import ConversionError
+from qconvert.errors import TimingError
 from qconvert.measurement.latency import Latency, Timing, measure, thread_counts
 
-SHAPE = (1, 3, 8, 8)
+EXAMPLE = (torch.zeros(1, 3, 8, 8),)
 FORMS = {
     f"{form}{layout}"
     for form in ("traced", "frozen", "optimize_for_inference")
@@ -36,7 +36,7 @@ class ForOneImage(nn.Module):
 
 
 def save(module: nn.Module, path: Path) -> Path:
-    path.write_bytes(torchscript.to_bytes(torchscript.trace(module, torch.zeros(SHAPE))))
+    path.write_bytes(torchscript.to_bytes(torchscript.trace(module, EXAMPLE)))
     return path
 
 
@@ -73,7 +73,7 @@ def measured(float_file: Path) -> Measured:
         patch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
         before, start = process_state(), time.perf_counter()
         rows = measure(
-            float_file, {"int8": copy}, SHAPE, batch_sizes=[3, 1], threads=[2, 1, 2], seconds=0.15
+            float_file, {"int8": copy}, EXAMPLE, batch_sizes=[3, 1], threads=[2, 1, 2], seconds=0.15
         )
         return Measured(rows, time.perf_counter() - start, before, process_state())
 
@@ -142,9 +142,9 @@ def test_file_that_does_not_load_is_an_error(float_file: Path, tmp_path: Path, b
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(float_file.read_bytes()[:2000])
     files = {"float": float_file, "int8": float_file, broken: damaged}
-    with pytest.raises(ConversionError, match=r"do not run side by side: .*zip") as e:
+    with pytest.raises(TimingError, match=r"do not run side by side: .*zip") as e:
         measure(
-            files["float"], {"int8": files["int8"]}, SHAPE,
+            files["float"], {"int8": files["int8"]}, EXAMPLE,
             batch_sizes=[1], threads=[1], seconds=0.05,
         )  # fmt: skip
     assert "\n" not in e.value.facts[0]
@@ -152,8 +152,8 @@ def test_file_that_does_not_load_is_an_error(float_file: Path, tmp_path: Path, b
 
 def test_file_that_does_not_run_is_an_error(float_file: Path, tmp_path: Path) -> None:
     for_one = save(ForOneImage(), tmp_path / "one.pt")
-    with pytest.raises(ConversionError, match="cannot be multiplied"):
-        measure(float_file, {"int8": for_one}, SHAPE, batch_sizes=[3], threads=[1], seconds=0.05)
+    with pytest.raises(TimingError, match="cannot be multiplied"):
+        measure(float_file, {"int8": for_one}, EXAMPLE, batch_sizes=[3], threads=[1], seconds=0.05)
 
 
 def test_modules_of_the_working_folder_are_not_imported(
@@ -162,7 +162,7 @@ def test_modules_of_the_working_folder_are_not_imported(
     """A user's folder may hold a `random.py`; the command does not see it, nor must its worker."""
     (tmp_path / "random.py").write_text("raise RuntimeError('the file of the user')\n")
     monkeypatch.chdir(tmp_path)
-    rows = measure(float_file, {}, SHAPE, batch_sizes=[1], threads=[1], seconds=0.05)
+    rows = measure(float_file, {}, EXAMPLE, batch_sizes=[1], threads=[1], seconds=0.05)
     assert rows[0].models == {}
 
 

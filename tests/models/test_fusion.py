@@ -25,7 +25,7 @@ def seeded(factory):
 
 
 def fused(model: nn.Module, groups=None, shape=(2, 3, 8, 8)) -> FusedModel:
-    return fuse(capture(model, noise(*shape)), groups)
+    return fuse(capture(model, [noise(*shape)]), groups)
 
 
 def kinds(result: FusedModel) -> list[str]:
@@ -155,7 +155,7 @@ def test_fused_graph_computes_what_the_model_computes(name, trained):
 
 
 def test_fusing_leaves_the_captured_graph_unchanged(trained):
-    graph = capture(trained(seeded(Network)), noise(2, 3, 8, 8))
+    graph = capture(trained(seeded(Network)), [noise(2, 3, 8, 8)])
     before = graph(noise(2, 3, 8, 8))
     weight = graph.conv.weight.clone()
     fuse(graph)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from qconvert.errors import ConversionError
+from qconvert.errors import ConversionError, ModelInputError, UnsupportedError, UntraceableError
 from qconvert.models.graph import REMOVED, capture
 from qconvert.models.operators import operator_name
+from qconvert.models.outputs import tensors
 
 
 def example(channels: int = 3) -> Tensor:
@@ -88,11 +89,6 @@ class WithChild(nn.Module):
 
     def forward(self, x):
         return self.child(F.conv2d(x, self.weight))
-
-
-class TwoInputs(nn.Module):
-    def forward(self, x, y):
-        return x + y
 
 
 def relu_then_skip(x):
@@ -172,7 +168,7 @@ HARD_MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_graph_computes_what_the_model_computes(name, trained):
     model = trained(seeded(MODELS[name]))
-    graph = capture(model, example())
+    graph = capture(model, [example()])
     with torch.inference_mode():
         torch.testing.assert_close(graph(example()), model(example()))
 
@@ -182,7 +178,7 @@ def test_graph_computes_what_the_model_computes(name, trained):
 def test_graph_computes_what_the_model_computes_or_is_refused(name, trained):
     model = trained(seeded(HARD_MODELS[name]))
     try:
-        graph = capture(model, example())
+        graph = capture(model, [example()])
     except ConversionError:
         return
     with torch.inference_mode():
@@ -191,7 +187,7 @@ def test_graph_computes_what_the_model_computes_or_is_refused(name, trained):
 
 @pytest.mark.parametrize("name", ["residual in sequence", "padded conv called twice"])
 def test_operator_names_are_unique(name, trained):
-    names = operators(capture(trained(seeded(MODELS[name])), example()))
+    names = operators(capture(trained(seeded(MODELS[name])), [example()]))
     assert sorted(names) == sorted(set(names))
 
 
@@ -204,7 +200,7 @@ def test_later_change_of_a_viewed_base_is_refused():
     with pytest.raises(
         ConversionError, match=r"relu_ changes memory that mul is a view of, and that is read again"
     ):
-        capture(Function(change), example())
+        capture(Function(change), [example()])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +212,7 @@ def test_later_change_of_a_viewed_base_is_refused():
     ids=["subclass", "functional"],
 )
 def test_layers_with_constant_weights_become_plain_modules(factory, expected):
-    graph = capture(seeded(factory).eval(), example())
+    graph = capture(seeded(factory).eval(), [example()])
     modules = [node for node in graph.graph.nodes if node.op == "call_module"]
     plain = {operator_name(n): type(graph.get_submodule(n.target)) for n in modules}
     assert plain == expected
@@ -224,7 +220,7 @@ def test_layers_with_constant_weights_become_plain_modules(factory, expected):
 
 def test_operators_have_the_path_of_their_owner(trained):
     model = nn.Sequential(OrderedDict(layer=Residual()))
-    assert operators(capture(trained(model), example())) == [
+    assert operators(capture(trained(model), [example()])) == [
         "layer.conv1", "layer.bn1", "layer.relu", "layer.conv2", "layer.bn2",
         "layer.add", "layer.relu:2",
     ]  # fmt: skip
@@ -234,14 +230,14 @@ def test_dropout_and_identity_are_removed_and_listed():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.Dropout(0.5), nn.Identity(), nn.Dropout2d(0.1, inplace=True)
     )
-    graph = capture(model.eval(), example())
+    graph = capture(model.eval(), [example()])
     assert graph.meta[REMOVED] == ("1", "2", "3")
     assert operators(graph) == ["0"]
 
 
 @pytest.mark.parametrize("name", ["residual", "relu_ read by a skip", "in-place methods"])
 def test_graph_leaves_its_input_unchanged(name):
-    graph = capture(seeded(MODELS[name]).eval(), example())
+    graph = capture(seeded(MODELS[name]).eval(), [example()])
     x = example()
     graph(x)
     assert torch.equal(x, example())
@@ -251,7 +247,7 @@ def test_graph_leaves_its_input_unchanged(name):
 def test_the_users_model_is_left_unchanged():
     model = nn.Sequential(Padded(3, 3, 2), Residual(), nn.Dropout()).eval()
     before = copy.deepcopy(model)
-    capture(model, example())
+    capture(model, [example()])
     assert str(model) == str(before)  # the modules, their settings and inplace flags
     assert type(model[0]) is Padded
     for name, tensor in before.state_dict().items():
@@ -265,27 +261,51 @@ class Branch(nn.Module):
 
 def test_untraceable_line_of_the_user_is_named():
     line = inspect.getsourcelines(Branch.forward)[1] + 1
-    with pytest.raises(ConversionError, match="cannot trace the model") as caught:
-        capture(nn.Sequential(Branch()), example())
+    with pytest.raises(UntraceableError, match="cannot trace the model") as caught:
+        capture(nn.Sequential(Branch()), [example()])
     assert f"{__file__}:{line}: return x if x.sum() > 0 else -x" in str(caught.value)
 
 
 def test_input_that_does_not_fit_is_one_message_with_its_shape(capfd):
-    with pytest.raises(ConversionError, match=r"fails on an input of shape \[2, 1, 8, 8\]"):
-        capture(Residual().eval(), example(channels=1))
+    with pytest.raises(UnsupportedError, match=r"fails on inputs of shape \[2, 1, 8, 8\]"):
+        capture(Residual().eval(), [example(channels=1)])
     assert capfd.readouterr().err == ""
 
 
-def test_two_inputs_are_refused():
-    with pytest.raises(ConversionError, match="reads 2 inputs"):
-        capture(TwoInputs(), example())
+class TwoInputs(nn.Module):
+    """Reads the size of the second input, so that their order matters."""
+
+    def forward(self, x, y, gain=2):
+        return x * y.mean() + y.size(1) * gain
+
+
+def test_several_inputs_are_read_in_their_order():
+    x, y = example(), example(channels=5)
+    graph = capture(TwoInputs(), [x, y])
+    assert torch.equal(graph(x, y), TwoInputs()(x, y))
+
+
+@pytest.mark.parametrize("given", [1, 4])
+def test_other_number_of_inputs_is_refused(given):
+    with pytest.raises(ModelInputError) as caught:
+        capture(TwoInputs(), [example()] * given)
+    assert caught.value.facts == [f"the model reads 2 inputs (x, y), the images give {given}"]
+    assert "data.transform" in caught.value.fix
 
 
 @pytest.mark.parametrize(
     "function",
-    [lambda x: (x, x + 1), lambda x: {"a": x * 2}, lambda x: [x + 1], lambda x: x.chunk(2)],
+    [
+        lambda x: (x, x + 1),
+        lambda x: {"a": x * 2, "b": (x, x + 1)},
+        lambda x: [x + 1],
+        lambda x: x.chunk(2),
+    ],
     ids=["tuple", "dict", "list", "chunks"],
 )
-def test_several_outputs_are_refused(function):
-    with pytest.raises(ConversionError, match="returns several values"):
-        capture(Function(function), example())
+def test_several_outputs_are_returned_as_the_model_does(function):
+    have = capture(Function(function), [example()])(example())
+    want = function(example())
+    assert type(have) is type(want)
+    pairs = zip(tensors(want).items(), tensors(have).items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from qconvert import torchscript
 from qconvert.images.folder import ImageSet, read_folder
-from qconvert.images.preprocess import load
+from qconvert.images.preprocess import Inputs, Preprocessed
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.qconfig import Preprocess, QuantizationSection
@@ -25,7 +25,7 @@ from qconvert.quantization.lowering.simulated import SimulatedBackend
 from qconvert.quantization.plan import Plan, PlannedOperator
 from qconvert.quantization.planning import make_plan
 
-PREPROCESS = Preprocess(mean=(0.5,), std=(0.25,))
+READ = Preprocessed(Preprocess(mean=(0.5,), std=(0.25,)))
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,13 @@ class Converted:
 
     def file(self, path: Path) -> Path:
         """The TorchScript file."""
-        script = torchscript.freeze(torchscript.trace(self.model, self.images[:1]))
+        script = torchscript.freeze(torchscript.trace(self.model, [self.images[:1]]))
         path.write_bytes(torchscript.to_bytes(script))
         return path
+
+    def inputs(self, count: int) -> list[Inputs]:
+        """The first images, as a model's inputs each."""
+        return [(image,) for image in self.images[:count].split(1)]
 
     def sqnr_db(self, forms: str = "model") -> float:
         """Of a form's outputs against the original's, in dB."""
@@ -72,12 +76,12 @@ def converted(image_set: ImageSet, trained: Callable[[nn.Module], nn.Module]):
     def convert(network: Callable[[], nn.Module], **settings: object) -> Converted:
         torch.manual_seed(0)
         original = trained(network())
-        images = torch.cat([load(path, PREPROCESS) for path in image_set.files])
-        fused = fuse(capture(original, images[:1]))
+        images = torch.cat([READ(path)[0] for path in image_set.files])
+        fused = fuse(capture(original, [images[:1]]))
         section = QuantizationSection.model_validate(settings)
         split = split_pairs(fused, asked_for(fused, section))
         calibration = calibrate(
-            fused, image_set, PREPROCESS, batch_size=4, averaging=0.01, split=split
+            fused, image_set, READ, batch_size=4, averaging=0.01, split=split
         )
         plan = make_plan(fused, calibration, section)
         return Converted(

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qconvert.errors import ImageError
+from qconvert.errors import NotFiniteImageError
 from qconvert.images.folder import ImageSet, read_folder
-from qconvert.images.preprocess import load
+from qconvert.images.preprocess import Preprocessed
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.qconfig import Preprocess
 from qconvert.quantization.calibration import Calibration, calibrate
 
-PREPROCESS = Preprocess(mean=(0.5,), std=(0.25,))
+READ = Preprocessed(Preprocess(mean=(0.5,), std=(0.25,)))
 INPUT = "x"
 
 
@@ -40,12 +40,12 @@ class Named(nn.Module):
 @pytest.fixture
 def model(trained) -> FusedModel:
     torch.manual_seed(0)
-    return fuse(capture(trained(Named(networks.plain())), torch.zeros(1, 3, 24, 24)))
+    return fuse(capture(trained(Named(networks.plain())), [torch.zeros(1, 3, 24, 24)]))
 
 
 def run(model: FusedModel, images: ImageSet, batch_size: int = 4, **kwargs) -> Calibration:
     settings = {"averaging": 0.25, **kwargs}
-    return calibrate(model, images, PREPROCESS, batch_size=batch_size, **settings)
+    return calibrate(model, images, READ, batch_size=batch_size, **settings)
 
 
 def facts(calibration: Calibration, averages: bool = True) -> dict[str, list]:
@@ -92,7 +92,7 @@ def test_only_the_moving_average_depends_on_the_order(model, image_set) -> None:
 
 def test_figures_of_the_input_are_those_of_the_images(model, image_set) -> None:
     seen = run(model, image_set).tensors[INPUT]
-    pixels = torch.cat([load(path, PREPROCESS) for path in image_set.files])
+    pixels = torch.cat([READ(path)[0] for path in image_set.files])
     assert (seen.minimum, seen.maximum) == (float(pixels.min()), float(pixels.max()))
     assert seen.channel_min.tolist() == pixels.amin((0, 2, 3)).tolist()
     assert seen.channel_max.tolist() == pixels.amax((0, 2, 3)).tolist()
@@ -122,8 +122,8 @@ def test_boundaries_are_recorded_and_the_inside_of_pairs_is_not(model, image_set
 def test_without_pairs_the_layer_is_recorded(trained, image_set) -> None:
     torch.manual_seed(0)
     network = trained(nn.Sequential(*networks.conv(3, 16), *networks.head(16)))
-    apart = run(fuse(capture(network, torch.zeros(1, 3, 24, 24)), []), image_set).tensors
-    names = set(run(fuse(capture(network, torch.zeros(1, 3, 24, 24))), image_set).tensors)
+    apart = run(fuse(capture(network, [torch.zeros(1, 3, 24, 24)]), []), image_set).tensors
+    names = set(run(fuse(capture(network, [torch.zeros(1, 3, 24, 24)])), image_set).tensors)
     assert len(apart) > len(names)
     assert names < set(apart)
 
@@ -151,10 +151,10 @@ def test_image_that_is_not_finite_is_named(
             return function(x)
 
     images = read_folder(tmp_path, "none", None)
-    fused = fuse(capture(Model(), torch.ones(1, 3, 8, 8)))
-    with pytest.raises(ImageError, match="computes NaN or infinity") as error:
+    fused = fuse(capture(Model(), [torch.ones(1, 3, 8, 8)]))
+    with pytest.raises(NotFiniteImageError, match="computes NaN or infinity") as error:
         calibrate(
-            fused, images, Preprocess(mean=(0.0,), std=(1.0,)),
+            fused, images, Preprocessed(Preprocess(mean=(0.0,), std=(1.0,))),
             batch_size=batch_size, averaging=0.1,
         )  # fmt: skip
     assert error.value.where == str(tmp_path / "3.png")
@@ -177,6 +177,7 @@ import numpy as np, torch
 from PIL import Image
 from torch import nn
 from qconvert.images.folder import read_folder
+from qconvert.images.preprocess import Preprocessed
 from qconvert.models.fusion import fuse
 from qconvert.models.graph import capture
 from qconvert.qconfig import Preprocess
@@ -187,11 +188,11 @@ for i in range(400):
     pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(folder / f"{i:03}.png")
 layers = [l for i in range(4) for l in (nn.Conv2d(3 if i == 0 else 16, 16, 3), nn.Tanh())]
-model = fuse(capture(nn.Sequential(*layers).eval(), torch.zeros(1, 3, 32, 32)))
+model = fuse(capture(nn.Sequential(*layers).eval(), [torch.zeros(1, 3, 32, 32)]))
 images, peaks = read_folder(folder, "none", None), []
 for count in (40, 400):
     some = replace(images, files=images.files[:count])
-    calibrate(model, some, Preprocess(), batch_size=8, averaging=0.01)
+    calibrate(model, some, Preprocessed(Preprocess()), batch_size=8, averaging=0.01)
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peaks[1] - peaks[0])
 """

@@ -23,7 +23,7 @@ PLAIN = (24 * 24 * 16 * 27, 12 * 12 * 32 * 16 * 9, 12 * 12 * 32 * 32 * 9, 320)
 
 def counted(result, folder: Path) -> Coverage:
     """Of the saved file, as the `convert` step counts."""
-    return count(torchscript.load(result.file(folder / "model.pt")), result.images[:1])
+    return count(torchscript.load(result.file(folder / "model.pt")), [result.images[:1]])
 
 
 def planned(plan: Plan, precision: str) -> int:
@@ -130,8 +130,8 @@ IMAGE, ROWS = (1, 4, 10, 10), (1, 5, 12)
 def test_float_work_by_hand(module: nn.Module, shape: tuple[int, ...], macs: int) -> None:
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(shape, generator=generator)
-    script = torchscript.freeze(torchscript.trace(module.requires_grad_(False), example))
-    found = count(torchscript.load(torchscript.to_bytes(script)), example)
+    script = torchscript.freeze(torchscript.trace(module.requires_grad_(False), [example]))
+    found = count(torchscript.load(torchscript.to_bytes(script)), [example])
     assert (found.macs, found.int8_macs, found.int8_operators) == (macs, 0, 0)
     assert found.int8_macs_share == 0
 

@@ -51,7 +51,7 @@ def test_portable_file_is_right_without_vnni(
     result = converted(positive, isa=isa)
     bright = result.images.abs()
     inputs, outputs = tmp_path / "inputs.pt", tmp_path / "outputs.pt"
-    torch.save([bright], inputs)
+    torch.save([(bright,)], inputs)
     file = result.file(tmp_path / "model.pt")
     limited = {"ONEDNN_MAX_CPU_ISA": "AVX2", "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
     command = [sys.executable, "-I", reload.__file__, str(file), str(inputs), str(outputs)]

@@ -45,11 +45,11 @@ def test_file_is_right_in_a_fresh_process(
 ) -> None:
     result = converted(network)
     file = result.file(tmp_path / "model.int8.pt")
-    verification = verify(file, result.model, result.images[:5], result.original)
+    verification = verify(file, result.model, result.inputs(5), result.original)
     assert verification.largest_difference < 1e-4
     assert result.sqnr_db() > sqnr_db
     assert abs(result.sqnr_db() - result.sqnr_db("simulated")) < 1.5
-    coverage = count(torchscript.load(file), result.images[:1])
+    coverage = count(torchscript.load(file), [result.images[:1]])
     check_against_plan(coverage, result.plan)
     assert coverage.int8_macs_share >= int8
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import networks
 import pytest
@@ -11,23 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from qconvert import torchscript
-from qconvert.errors import ConversionError
-from qconvert.quantization.lowering.verification import verify
+from qconvert.errors import VerificationError
+from qconvert.images.preprocess import Inputs
+from qconvert.quantization.lowering.verification import verify, why_not_at
 
-IMAGES = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+IMAGES = [(x,) for x in torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).split(1)]
 WEIGHT = torch.randn(108, 5, generator=torch.Generator().manual_seed(1))
-Network = Callable[[Tensor], Tensor]
+Network = Callable[..., Any]
 
 
 class Computes(nn.Module):
-    """A model that is one function of its input."""
+    """A model that is one function of its inputs."""
 
     def __init__(self, function: Network) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
 
 
 def right(x: Tensor) -> Tensor:
@@ -59,9 +61,13 @@ def not_finite(value: float) -> Network:
     return function
 
 
-def save(function: Network, folder: Path) -> Path:
+def traced(function: Network, inputs: Inputs = IMAGES[0]) -> torch.jit.ScriptModule:
+    return torchscript.freeze(torchscript.trace(Computes(function), inputs))
+
+
+def save(function: Network, folder: Path, inputs: Inputs = IMAGES[0]) -> Path:
     path = folder / "model.int8.pt"
-    script = torchscript.freeze(torchscript.trace(Computes(function), IMAGES[:1]))
+    script = traced(function, inputs)
     path.write_bytes(torchscript.to_bytes(script))
     return path
 
@@ -88,7 +94,8 @@ def save(function: Network, folder: Path) -> Path:
         (mixes_images, right, right, "the int8 file differs from the model in memory by "),
         (
             only_batch_one, right, right,
-            "does not run in a fresh process: RuntimeError: mat1 and mat2 shapes cannot be",
+            "does not run in a fresh process on inputs of shape [3, 3, 6, 6]: RuntimeError: mat1 and "
+            "mat2 shapes cannot be multiplied (1x324 and 108x5)",
         ),
     ],
     ids=[
@@ -99,7 +106,7 @@ def save(function: Network, folder: Path) -> Path:
 def test_wrong_file_is_refused(
     tmp_path: Path, in_file: Network, in_memory: Network, in_float: Network, sentence: str
 ) -> None:
-    with pytest.raises(ConversionError) as error:
+    with pytest.raises(VerificationError) as error:
         verify(save(in_file, tmp_path), in_memory, IMAGES, in_float)
     assert sentence in error.value.facts[0]
     advice = "model.checkpoint" if in_float is nearly_constant else "precision: float32"
@@ -110,7 +117,7 @@ def test_truncated_file_is_refused(tmp_path: Path) -> None:
     path = save(right, tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 9 // 10])
-    with pytest.raises(ConversionError, match="does not run in a fresh process") as error:
+    with pytest.raises(VerificationError, match="does not run in a fresh process") as error:
         verify(path, right, IMAGES, right)
     assert "\n" not in error.value.facts[0]
     assert "it was not kept" in error.value.facts[0]
@@ -119,8 +126,8 @@ def test_truncated_file_is_refused(tmp_path: Path) -> None:
 def test_file_of_another_network_is_refused(converted, tmp_path: Path) -> None:
     """Trained alike, of the same shape: only its answers are others."""
     result, other = converted(networks.plain), converted(networks.relu6)
-    with pytest.raises(ConversionError, match="differs from the model in memory"):
-        verify(other.file(tmp_path / "other.pt"), result.model, result.images[:3], result.original)
+    with pytest.raises(VerificationError, match="differs from the model in memory"):
+        verify(other.file(tmp_path / "other.pt"), result.model, result.inputs(3), result.original)
 
 
 def test_right_file_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +147,7 @@ def test_right_file_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_equal_outputs_for_equal_images_are_right(tmp_path: Path) -> None:
-    found = verify(save(right, tmp_path), right, IMAGES[:1].expand(3, -1, -1, -1), right)
+    found = verify(save(right, tmp_path), right, [IMAGES[0]] * 3, right)
     assert not found.outputs_vary
 
 
@@ -149,3 +156,102 @@ def test_dense_output_passes(tmp_path: Path) -> None:
         return torch.nn.functional.avg_pool2d(x, 2)
 
     assert verify(save(dense, tmp_path), dense, IMAGES, dense).outputs_vary
+
+
+def named(x: Tensor) -> dict[str, Tensor]:
+    return {"scores": right(x), "map": x * 2}
+
+
+def in_turn(x: Tensor) -> tuple[Tensor, Tensor]:
+    return right(x), x * 2
+
+
+@pytest.mark.parametrize("outputs", [named, in_turn, lambda x: list(in_turn(x))])
+def test_every_output_is_compared(tmp_path: Path, outputs: Network) -> None:
+    path = save(outputs, tmp_path)
+    assert verify(path, outputs, IMAGES, outputs).largest_difference < 1e-5
+
+    def another_second(x: Tensor) -> Any:
+        found = outputs(x)
+        second = "map" if isinstance(found, dict) else 1
+        values = dict(enumerate(found)) if second == 1 else found
+        changed = {**values, second: values[second] * 1.25}
+        return list(changed.values()) if second == 1 else changed
+
+    with pytest.raises(VerificationError, match=r"in memory by 0\.2 of its output"):
+        verify(path, another_second, IMAGES, outputs)
+
+
+def test_missing_output_is_refused(tmp_path: Path) -> None:
+    path = save(lambda x: {"scores": right(x)}, tmp_path)
+    with pytest.raises(VerificationError, match=r"gives shape None, in memory it is \[1, 3, 6, 6\]"):
+        verify(path, named, IMAGES, named)
+
+
+def test_difference_is_a_share_of_the_outputs_own_largest(tmp_path: Path) -> None:
+    """Beside a large output a small one may not be wrong."""
+
+    def outputs(error: float) -> Network:
+        return lambda x: (x * 1e6, x * (1 + error))
+
+    with pytest.raises(VerificationError, match=r"in memory by 0\.01 of its output"):
+        verify(save(outputs(0.01), tmp_path), outputs(0), IMAGES, outputs(0))
+
+
+def test_model_of_two_inputs_passes(tmp_path: Path) -> None:
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        return right(x) - 2 * right(y)
+
+    pairs = [(x, y) for (x,), (y,) in zip(IMAGES, IMAGES[::-1], strict=True)]
+    path = save(both, tmp_path, pairs[0])
+    assert verify(path, both, pairs, both).outputs_vary
+    with pytest.raises(VerificationError, match="differs from the model in memory"):
+        verify(path, lambda x, y: both(y, x), pairs, both)
+
+
+def pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def at_6_x_6(x: Tensor) -> Tensor:
+    """Right where it was traced; elsewhere it adds up as if there were 36 pixels."""
+    return x.sum((2, 3)) / 36
+
+
+SMALL = [(x[:, :, :4, :5],) for (x,) in IMAGES]
+
+
+def test_other_sizes_are_compared_too(tmp_path: Path) -> None:
+    path = save(pooled, tmp_path)
+    assert verify(path, pooled, IMAGES, pooled, SMALL).largest_difference < 1e-5
+    path = save(at_6_x_6, tmp_path)
+    assert verify(path, pooled, IMAGES, pooled).largest_difference < 1e-5
+    with pytest.raises(VerificationError, match="differs from the model in memory"):
+        verify(path, pooled, IMAGES, pooled, SMALL)
+
+
+def test_size_at_which_the_file_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"on inputs of shape \[1, 3, 4, 5\]: RuntimeError:
+    "):
+        verify(save(right, tmp_path), pooled, IMAGES, pooled, SMALL)
+
+
+def test_images_of_several_sizes_are_compared_each(tmp_path: Path) -> None:
+    found = verify(save(pooled, tmp_path), pooled, [*IMAGES[:2], *SMALL], pooled)
+    assert (found.outputs_vary, found.batch_sizes) == (True, (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "reason"),
+    [
+        (pooled, SMALL[0], None), (at_6_x_6, IMAGES[0], None), (at_6_x_6, SMALL[0], "the int8 file
+        differs from the model in memory by 0.44 of its output"), (right, SMALL[0], "RuntimeError:
+        mat1 and mat2 shapes cannot be multiplied (1x60 and 108x5)"),
+    ],
+    ids=["any size", "own size", "other values", "fails"],
+)  # fmt: skip
+def test_reason_why_a_traced_module_is_not_right_at_a_size(
+    function: Network, inputs: Inputs, reason: str | None
+) -> None:
+    model = function if inputs is IMAGES[0] else pooled
+    assert why_not_at(traced(function), model, inputs) == reason
