@@ -12,6 +12,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+# Where hundreds of things are wrong in the same way, a person is shown so many.
+FACTS_SHOWN = 20
+
 
 class QConvertError(Exception):
     """A mistake that the user can put right.
@@ -39,9 +42,11 @@ class QConvertError(Exception):
 
     @property
     def message(self) -> str:
-        """Every fact with its place, then the fix."""
+        """The facts with their place (of very many the first), then the fix."""
         prefix = f"{self.where}: " if self.where else ""
-        lines = [prefix + fact for fact in self.facts]
+        lines = [prefix + fact for fact in self.facts[:FACTS_SHOWN]]
+        if len(self.facts) > FACTS_SHOWN:
+            lines.append(f"and {len(self.facts) - FACTS_SHOWN} more, which --json lists")
         if self.fix:
             lines.append(f"fix: {self.fix}")
         return "\n".join(lines)
@@ -255,8 +260,6 @@ class TimingError(ConversionError):
     remedy = "run the files alone with torch.jit.load to see which one fails, and report it"
 
 
-# Where hundreds of things are wrong in the same way, so many are shown.
-FACTS_SHOWN = 20
 # A bug of qconvert: its traceback is shown. Not 1, which Python would give it.
 BUG = 70
 # Exit code 1 is not an error: the work is done, and a budget of the qconfig is missed.
@@ -282,9 +285,3 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
-
-
-def at_most(facts: Sequence[str]) -> list[str]:
-    """The first facts, and how many more there are."""
-    more = len(facts) - FACTS_SHOWN
-    return [*facts[:FACTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]

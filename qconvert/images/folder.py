@@ -25,7 +25,8 @@ class ImageSet:
     """Image files, sorted by their path below `root`, with a class index each or none.
 
     `classes` are the class names in the model's order, if they have names. `digest` is of names,
-    contents and labels. `notes` are decisions that a user should know of.
+    contents and labels. `notes` are decisions that a user should know of; `skipped` counts the files that
+    were left out because they cannot be read.
     """
 
     root: Path
@@ -34,6 +35,7 @@ class ImageSet:
     classes: tuple[str, ...] | None
     digest: str
     notes: tuple[str, ...] = ()
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.files)
@@ -56,7 +58,9 @@ class ImageSet:
                 where=str(self.root),
                 fix="name another folder; with `data.on_bad_image: error` each is named",
             )
-        return self if len(kept) == len(self) else self._only(kept)
+        if len(kept) == len(self):
+            return self
+        return replace(self._only(kept), skipped=len(self) - len(kept))
 
     def _only(self, chosen: Sequence[int]) -> ImageSet:
         return replace(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qconvert.errors import LabelError, at_most, did_you_mean
+from qconvert.errors import LabelError, did_you_mean
 
 COLUMNS = ("file", "label")
 
@@ -48,8 +48,8 @@ def from_folders(root: Path, files: Sequence[Path], classes_file: Path | None) -
     unknown = [name for name in present if name not in classes]
     if unknown:
         raise LabelError(
-            at_most([f"folder {n!r} is not in {classes_file}{did_you_mean(n, classes)}"
-                     for n in unknown]),
+            [f"folder {n!r} is not in {classes_file}{did_you_mean(n, classes)}"
+                     for n in unknown],
             where=str(root),
             fix="name every class in `data.classes`, in the model's order",
         )  # fmt: skip
@@ -85,7 +85,7 @@ def from_csv(root: Path, files: Sequence[Path], table: Path, classes_file: Path 
             facts.append(f"line {line}: {name!r} has two labels, {found[path]!r} and {label!r}")
     if facts:
         raise LabelError(
-            at_most(facts),
+            facts,
             where=str(table),
             fix="correct the rows; `file` is a path below the folder of images",
         )
@@ -171,9 +171,7 @@ def _rows(table: Path) -> list[tuple[int, str, str]]:
         raise LabelError(f"cannot be read: {error}", where=str(table)) from None
     facts = [f"line {line}: is not complete" for line, file, label in rows if not file or not label]
     if facts or not rows:
-        raise LabelError(
-            at_most(facts) or "has no row", where=str(table), fix="give each file its label"
-        )
+        raise LabelError(facts or "has no row", where=str(table), fix="give each file its label")
     return rows
 
 
@@ -197,8 +195,8 @@ def _indexes(
     unknown = [name for name in names if name not in classes]
     if unknown:
         raise LabelError(
-            at_most([f"label {n!r} is not in {classes_file}{did_you_mean(n, classes)}"
-                     for n in unknown]),
+            [f"label {n!r} is not in {classes_file}{did_you_mean(n, classes)}"
+                     for n in unknown],
             where=str(table),
             fix="name every class in `data.classes`, in the model's order",
         )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from qconvert.errors import BadImageError, ModelInputError, at_most
+from qconvert.errors import BadImageError, ModelInputError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
 
@@ -132,7 +132,7 @@ def _as_one(wrong: Sequence[BadImageError]) -> BadImageError:
         return wrong[0]
     facts = [f"{error.where}: {fact}" for error in wrong for fact in error.facts]
     fixes = {error.fix for error in wrong}
-    return BadImageError(at_most(facts), fix=fixes.pop() if len(fixes) == 1 else None)
+    return BadImageError(facts, fix=fixes.pop() if len(fixes) == 1 else None)
 
 
 def _in_order(

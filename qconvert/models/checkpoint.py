@@ -20,7 +20,6 @@ from qconvert.errors import (
     CheckpointFileError,
     CheckpointKeysError,
     UnsafeCheckpointError,
-    at_most,
 )
 
 # Where training scripts put the weights, in the order in which they are preferred.
@@ -50,7 +49,7 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str
     state = _named_as(model, found, notes)
     facts = _differences(model, state)
     if facts:
-        raise CheckpointKeysError(at_most(facts), where=str(path))
+        raise CheckpointKeysError(facts, where=str(path))
     half = {v.dtype for v in state.values()} & {torch.float16, torch.bfloat16}
     if half:
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half))

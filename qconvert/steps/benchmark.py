@@ -88,6 +88,12 @@ def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> lis
         found.append(
             "Accuracy was measured on the calibration images: set `data.evaluation` to others."
         )
+    for role, images in (
+        ("calibration", session.calibration_images),
+        ("evaluation", session.evaluation_images),
+    ):
+        if images.skipped:
+            found.append(f"{images.skipped} {role} images were skipped: they cannot be read.")
     if accuracy.top1 is None:
         stand_in = "agreement with float" if accuracy.agreement else "the cosine"
         found.append(f"There are no labels or answers: {stand_in} stands in for accuracy.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,9 +12,16 @@ from pydantic import ValidationError
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from qconvert.errors import ImageError
-from qconvert.images.preprocess import decode, load
+from qconvert.errors import BadImageError, TransformError
+from qconvert.images.preprocess import Preprocessed, Transformed, size_after
 from qconvert.qconfig import Preprocess
+
+
+def load(path: Path, steps: Preprocess) -> torch.Tensor:
+    """The one input that `data.preprocess` makes."""
+    (pixels,) = Preprocessed(steps)(path)
+    return pixels
+
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -51,25 +59,7 @@ def test_input_is_exactly_that_of_torchvision(tmp_path, save_image, settings, ch
     assert got.shape[1] == channels
     assert got.dtype == torch.float32
     assert torch.equal(got[0], want)
-
-
-@pytest.mark.parametrize("channels", [1, 3], ids=["grey", "RGB"])
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_every_colour_mode_becomes_grey_or_rgb(tmp_path, save_image, mode, channels):
-    path = tmp_path / "image.tif"
-    save_image(path, mode=mode)
-    image = decode(path, channels)
-    with Image.open(path) as original:
-        assert image.tobytes() == original.convert(image.mode).tobytes()
-    assert image.mode == ("L" if channels == 1 else "RGB")
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_more_than_8_bits_a_channel_are_refused(tmp_path, mode):
-    """Pillow would cut them at 255 without a word."""
-    Image.new(mode, (4, 4), 1000).save(tmp_path / "image.tif")
-    with pytest.raises(ImageError, match=r"image\.tif: has more than 8 bits a channel"):
-        decode(tmp_path / "image.tif", 1)
+    assert Preprocessed(preprocess).size(path) == tuple(want.shape[1:])
 
 
 def test_imagenet_preprocessing_is_exact(tmp_path, save_image):
@@ -85,50 +75,133 @@ def test_all_256_grey_values_are_exact(tmp_path):
     assert torch.equal(load(path, preprocess)[0], by_torchvision(path, preprocess))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif"])
-def test_every_format_is_read(tmp_path, save_image, suffix):
-    path = save_image(tmp_path / f"image.{suffix}", size=(10, 7))
-    assert decode(path, 3).size == (10, 7)
-    assert decode(path, 3).mode == "RGB"
-    assert decode(path, 1).mode == "L"
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif"])
-def test_truncated_image_is_named(tmp_path, save_image, suffix):
-    path = save_image(tmp_path / f"image.{suffix}", size=(40, 40))
-    whole = path.read_bytes()
-    for length in (0, 3, 20, len(whole) // 2, len(whole) * 3 // 4):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ImageError) as caught:
-            decode(path, 3)
-        assert caught.value.where == str(path)
-        assert caught.value.facts == ["is no image, or a damaged one"]
-
-
-def test_text_named_png_is_named(tmp_path):
-    path = tmp_path / "notes.png"
-    path.write_text("this is no image\n")
-    with pytest.raises(ImageError, match="is no image, or a damaged one") as caught:
-        load(path, Preprocess())
-    assert caught.value.where == str(path)
-
-
-def test_lost_image_is_named_with_the_reason(tmp_path):
-    with pytest.raises(ImageError, match="cannot be read: No such file or directory") as caught:
-        load(tmp_path / "lost.png", Preprocess())
-    assert caught.value.where == str(tmp_path / "lost.png")
-
-
-@pytest.mark.parametrize("side", [10_000, 20_000])
-def test_image_with_too_many_pixels_is_refused(tmp_path, save_image, claim_size, side):
-    path = claim_size(save_image(tmp_path / "bomb.png"), side)
-    with pytest.raises(ImageError, match="has more than 89,478,485 pixels") as caught:
-        load(path, Preprocess())
-    assert caught.value.where == str(path)
-
-
 @pytest.mark.parametrize("name", ["mean", "std"])
 def test_values_for_another_number_of_channels_are_refused(name):
     with pytest.raises(ValidationError, match=f"{name} has 3 values for 1 channels"):
         Preprocess(channels=1, **{name: IMAGENET[name]})
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_deep_images_are_resized_as_those_of_8_bits(tmp_path, save_image, interpolation):
+    """The same picture with 16 bits a value: the same input, to within the rounding of 8 bits."""
+    with Image.open(save_image(tmp_path / "grey.png", (37, 26), mode="L")) as image:
+        deep = np.array(image, np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    steps = Preprocess(
+        channels=1, resize=(20, 31), crop=18, interpolation=interpolation, mean=(0.5,), std=(0.25,)
+    )
+    want, have = load(tmp_path / "grey.png", steps), load(tmp_path / "deep.png", steps)
+    assert want.shape == have.shape == (1, 1, 18, 18)
+    # Bilinear and bicubic weights are rounded for 8 bits, and the results.
+    assert float((want - have).abs().max()) <= (0 if interpolation == "nearest" else 1 / 255 / 0.25)
+
+
+def test_every_channel_of_an_array_has_its_mean_and_deviation(tmp_path):
+    values = np.arange(5 * 4 * 5, dtype=np.float32).reshape(4, 5, 5)
+    np.save(tmp_path / "spectrum.npy", values)
+    steps = Preprocess(channels=5, mean=(0, 1, 2, 3, 4), std=(1, 2, 4, 8, 16))
+    have = load(tmp_path / "spectrum.npy", steps)
+    want = (values - np.arange(5)) / 2.0 ** np.arange(5)
+    assert have[0].permute(1, 2, 0).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_rotation_mark_is_applied_before_the_crop(tmp_path, save_image, exif):
+    path = save_image(tmp_path / "turned.jpg", (24, 16))
+    marks = Image.Exif()
+    marks[0x0112] = 6
+    with Image.open(path) as image:
+        image.save(path, exif=marks, quality="keep")
+    steps = Preprocess(exif=exif, crop=(20, 12))
+    assert Preprocessed(steps).size(path) == (20, 12)
+    with Image.open(path) as image:
+        if exif == "apply":
+            image = image.transpose(Image.Transpose.ROTATE_270)
+        cropped = transforms.CenterCrop((20, 12))(image.convert("RGB"))
+        want = transforms.functional.to_tensor(cropped)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (steps.mean, steps.std))
+    assert torch.equal(load(path, steps)[0], (want - mean) / std)
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "expected"),
+    [
+        ((640, 480), {}, (480, 640)),
+        ((640, 480), {"resize": 240}, (240, 320)),
+        ((480, 640), {"resize": 240}, (320, 240)),
+        # torchvision cuts the longer side down to whole pixels.
+        ((500, 333), {"resize": 256}, (256, 384)),
+        ((640, 480), {"resize": (10, 20)}, (10, 20)),
+        ((640, 480), {"crop": 7}, (7, 7)),
+        ((640, 480), {"resize": 240, "crop": (3, 4)}, (3, 4)),
+    ],
+)
+def test_size_after_the_steps(size, settings, expected):
+    assert size_after(size, Preprocess(**settings)) == expected
+
+
+def test_transform_gets_an_rgb_image_that_knows_its_file(tmp_path, save_image):
+    seen = []
+
+    def transform(image):
+        seen.append((image.mode, image.size, image.filename))
+        return transforms.functional.to_tensor(image)
+
+    path = save_image(tmp_path / "grey.png", (5, 4), mode="L")
+    (pixels,) = Transformed(transform)(path)
+    assert seen == [("RGB", (5, 4), str(path))]
+    assert pixels.shape == (1, 3, 4, 5)
+    assert torch.equal(pixels[0], by_torchvision(path, Preprocess(mean=(0,), std=(1,))))
+
+
+def test_transform_gets_deep_images_with_8_bits(tmp_path):
+    Image.fromarray(np.array([[0, 257, 65535, 32768]], np.uint16)).save(tmp_path / "deep.png")
+    (pixels,) = Transformed(transforms.functional.pil_to_tensor)(tmp_path / "deep.png")
+    assert pixels[0].tolist() == [[[0, 1, 255, 128]]] * 3
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_transform_may_give_several_inputs(tmp_path, save_image, kind):
+    both = Transformed(lambda image: kind([torch.ones(2, 3), torch.tensor(image.size)]))
+    assert [x.tolist() for x in both(save_image(tmp_path / "a.png", (5, 4)))] == [
+        [[[1, 1, 1], [1, 1, 1]]],
+        [[5, 4]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "fact"),
+    [
+        (None, "returned NoneType for a.png"),
+        (3.5, "returned float for a.png"),
+        (np.zeros((3, 4, 4)), "returned ndarray for a.png"),
+        ((torch.zeros(1), "label", 3), "returned str, int for a.png"),
+        ({"x": torch.zeros(1)}, "returned dict for a.png"),
+        ((), "returned nothing for a.png"),
+    ],
+    ids=["none", "float", "array", "label", "dict", "nothing"],
+)
+def test_transform_that_gives_no_tensors_is_refused(tmp_path, save_image, result, fact):
+    with pytest.raises(TransformError) as caught:
+        Transformed(lambda image: result)(save_image(tmp_path / "a.png"))
+    assert caught.value.facts == [fact]
+    assert caught.value.where == "data.transform"
+
+
+def test_error_in_the_transform_names_image_and_line(tmp_path, save_image):
+    def transform(image):
+        return image.no_such_method()
+
+    line = transform.__code__.co_firstlineno + 1
+    with pytest.raises(TransformError) as caught:
+        Transformed(transform)(save_image(tmp_path / "a.png"))
+    assert caught.value.facts == [
+        "a.png: calling it raised AttributeError: 'Image' object has no attribute "
+        f"'no_such_method' ({__file__}:{line}: return image.no_such_method())"
+    ]
+
+
+def test_transform_of_a_damaged_image_is_not_called(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(BadImageError, match=r"a\.png: is no image, or a damaged one"):
+        Transformed(lambda image: 1 / 0)(tmp_path / "a.png")

@@ -285,6 +285,20 @@ def test_several_inputs_are_read_in_their_order():
     assert torch.equal(graph(x, y), TwoInputs()(x, y))
 
 
+def asserted(x):
+    x = x * 2
+    torch._assert(x.ndim == 4, "no batch of images")
+    x.relu_()
+    torch._assert(x.sum() > 0, "black")
+    return x
+
+
+def test_assertions_are_forgotten_with_what_is_computed_for_them():
+    graph = capture(Function(asserted), [example()])
+    assert operators(graph) == ["mul", "relu_"]
+    assert torch.equal(graph(example()), asserted(example()))
+
+
 @pytest.mark.parametrize("given", [1, 4])
 def test_other_number_of_inputs_is_refused(given):
     with pytest.raises(ModelInputError) as caught:

@@ -80,9 +80,7 @@ def converted(image_set: ImageSet, trained: Callable[[nn.Module], nn.Module]):
         fused = fuse(capture(original, [images[:1]]))
         section = QuantizationSection.model_validate(settings)
         split = split_pairs(fused, asked_for(fused, section))
-        calibration = calibrate(
-            fused, image_set, READ, batch_size=4, averaging=0.01, split=split
-        )
+        calibration = calibrate(fused, image_set, READ, batch_size=4, averaging=0.01, split=split)
         plan = make_plan(fused, calibration, section)
         return Converted(
             original,

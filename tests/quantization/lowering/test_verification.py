@@ -94,8 +94,8 @@ def save(function: Network, folder: Path, inputs: Inputs = IMAGES[0]) -> Path:
         (mixes_images, right, right, "the int8 file differs from the model in memory by "),
         (
             only_batch_one, right, right,
-            "does not run in a fresh process on inputs of shape [3, 3, 6, 6]: RuntimeError: mat1 and "
-            "mat2 shapes cannot be multiplied (1x324 and 108x5)",
+            "does not run in a fresh process on inputs of shape [3, 3, 6, 6]: RuntimeError: "
+            "mat1 and mat2 shapes cannot be multiplied (1x324 and 108x5)",
         ),
     ],
     ids=[
@@ -184,8 +184,9 @@ def test_every_output_is_compared(tmp_path: Path, outputs: Network) -> None:
 
 def test_missing_output_is_refused(tmp_path: Path) -> None:
     path = save(lambda x: {"scores": right(x)}, tmp_path)
-    with pytest.raises(VerificationError, match=r"gives shape None, in memory it is \[1, 3, 6, 6\]"):
+    with pytest.raises(VerificationError) as error:
         verify(path, named, IMAGES, named)
+    assert "gives shape None, in memory it is [1, 3, 6, 6]" in error.value.facts[0]
 
 
 def test_difference_is_a_share_of_the_outputs_own_largest(tmp_path: Path) -> None:
@@ -231,9 +232,12 @@ def test_other_sizes_are_compared_too(tmp_path: Path) -> None:
 
 
 def test_size_at_which_the_file_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(VerificationError, match=r"on inputs of shape \[1, 3, 4, 5\]: RuntimeError:
-    "):
-        verify(save(right, tmp_path), pooled, IMAGES, pooled, SMALL)
+    def any_size(x: Tensor) -> Tensor:
+        return x.flatten(1) @ WEIGHT[: x[0].numel()]
+
+    with pytest.raises(VerificationError) as error:
+        verify(save(right, tmp_path), any_size, IMAGES, right, SMALL)
+    assert "on inputs of shape [1, 3, 4, 5]: RuntimeError: mat1 and" in error.value.facts[0]
 
 
 def test_images_of_several_sizes_are_compared_each(tmp_path: Path) -> None:
@@ -244,14 +248,15 @@ def test_images_of_several_sizes_are_compared_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "inputs", "reason"),
     [
-        (pooled, SMALL[0], None), (at_6_x_6, IMAGES[0], None), (at_6_x_6, SMALL[0], "the int8 file
-        differs from the model in memory by 0.44 of its output"), (right, SMALL[0], "RuntimeError:
-        mat1 and mat2 shapes cannot be multiplied (1x60 and 108x5)"),
+        (pooled, SMALL[0], None),
+        (at_6_x_6, IMAGES[0], None),
+        (at_6_x_6, SMALL[0], "differs from the model in memory by 0.44 of its output"),
+        (right, SMALL[0], "mat1 and mat2 shapes cannot be multiplied (1x60 and 108x5)"),
     ],
     ids=["any size", "own size", "other values", "fails"],
-)  # fmt: skip
+)
 def test_reason_why_a_traced_module_is_not_right_at_a_size(
     function: Network, inputs: Inputs, reason: str | None
 ) -> None:
-    model = function if inputs is IMAGES[0] else pooled
-    assert why_not_at(traced(function), model, inputs) == reason
+    found = why_not_at(traced(function), pooled, inputs)
+    assert found is None if reason is None else reason in found
