@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,8 @@ from qconvert.errors import BadImageError
 Exif = Literal["ignore", "apply"]
 # A file that claims more is taken for an attack or a mistake, as Pillow's own limit does.
 MOST_PIXELS = 89_478_485
+_TOO_LARGE = f"has more than {MOST_PIXELS:,} pixels"
+_SHRINK = "shrink or remove the file"
 # Pillow announces what is refused here, with the name of the file, a moment later.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -34,7 +38,7 @@ def decode(path: Path, channels: int, exif: Exif = "ignore") -> Image.Image | Te
 
     Raises BadImageError naming the file when it is no image, damaged or unreasonably large.
     """
-    try:
+    with _named(path):
         if path.suffix.lower() == ".npy":
             return _array(path, channels)
         with Image.open(path) as image:
@@ -42,14 +46,6 @@ def decode(path: Path, channels: int, exif: Exif = "ignore") -> Image.Image | Te
             if exif == "apply":
                 ImageOps.exif_transpose(image, in_place=True)
             return _pixels(image, channels)
-    except BadImageError as error:
-        raise BadImageError(error.facts, where=str(path), fix=error.fix) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else None
-        fact = f"cannot be read: {reason}" if reason else "is no image, or a damaged one"
-        raise BadImageError(fact, where=str(path)) from None
-    except Image.DecompressionBombError:
-        raise _too_large(str(path)) from None
 
 
 def size_of(path: Path, exif: Exif) -> tuple[int, int]:
@@ -57,7 +53,7 @@ def size_of(path: Path, exif: Exif) -> tuple[int, int]:
 
     Raises BadImageError as `decode` does, when the header tells.
     """
-    try:
+    with _named(path):
         if path.suffix.lower() == ".npy":
             height, width = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
             return width, height
@@ -66,10 +62,17 @@ def size_of(path: Path, exif: Exif) -> tuple[int, int]:
             width, height = image.size
             turned = exif == "apply" and image.getexif().get(_ORIENTATION) in _TURNED
             return (height, width) if turned else (width, height)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever Pillow or NumPy raises at a file becomes one error that names it."""
+    try:
+        yield
     except BadImageError as error:
         raise BadImageError(error.facts, where=str(path), fix=error.fix) from None
     except Image.DecompressionBombError:
-        raise _too_large(str(path)) from None
+        raise BadImageError(_TOO_LARGE, where=str(path), fix=_SHRINK) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
         fact = f"cannot be read: {reason}" if reason else "is no image, or a damaged one"
@@ -87,13 +90,7 @@ def is_rotated(path: Path) -> bool:
 
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MOST_PIXELS:
-        raise _too_large(None)
-
-
-def _too_large(where: str | None) -> BadImageError:
-    return BadImageError(
-        f"has more than {MOST_PIXELS:,} pixels", where=where, fix="shrink or remove the file"
-    )
+        raise BadImageError(_TOO_LARGE, fix=_SHRINK)
 
 
 def _pixels(image: Image.Image, channels: int) -> Image.Image | Tensor:

@@ -25,8 +25,8 @@ class ImageSet:
     """Image files, sorted by their path below `root`, with a class index each or none.
 
     `classes` are the class names in the model's order, if they have names. `digest` is of names,
-    contents and labels. `notes` are decisions that a user should know of; `skipped` counts the files that
-    were left out because they cannot be read.
+    contents and labels. `notes` are decisions that a user should know of; `skipped` counts the
+    files that were left out because they cannot be read.
     """
 
     root: Path

@@ -45,14 +45,7 @@ def from_folders(root: Path, files: Sequence[Path], classes_file: Path | None) -
     names = [path.parts[0] for path in relative]
     present = sorted(set(names))
     classes = tuple(present) if classes_file is None else read_classes(classes_file)
-    unknown = [name for name in present if name not in classes]
-    if unknown:
-        raise LabelError(
-            [f"folder {n!r} is not in {classes_file}{did_you_mean(n, classes)}"
-                     for n in unknown],
-            where=str(root),
-            fix="name every class in `data.classes`, in the model's order",
-        )  # fmt: skip
+    _check_known("folder", present, classes, classes_file, root)
     index = {name: i for i, name in enumerate(classes)}
     notes: tuple[str, ...] = ()
     if classes_file is None and all(map(str.isdecimal, present)):
@@ -192,13 +185,18 @@ def _indexes(
         return classes, indexes
     if classes is None:
         classes = tuple(names)
+    _check_known("label", names, classes, classes_file, table)
+    index = {name: i for i, name in enumerate(classes)}
+    return classes, tuple(index[label] for label in labels)
+
+
+def _check_known(
+    noun: str, names: Sequence[str], classes: Sequence[str], classes_file: Path | None, where: Path
+) -> None:
     unknown = [name for name in names if name not in classes]
     if unknown:
         raise LabelError(
-            [f"label {n!r} is not in {classes_file}{did_you_mean(n, classes)}"
-                     for n in unknown],
-            where=str(table),
+            [f"{noun} {n!r} is not in {classes_file}{did_you_mean(n, classes)}" for n in unknown],
+            where=str(where),
             fix="name every class in `data.classes`, in the model's order",
-        )  # fmt: skip
-    index = {name: i for i, name in enumerate(classes)}
-    return classes, tuple(index[label] for label in labels)
+        )

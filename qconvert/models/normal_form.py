@@ -17,8 +17,8 @@ from qconvert.models.operators import NAME, argument, kind_of, operator_name
 
 def remove_assertions(graph: GraphModule) -> None:
     """`torch._assert(x.ndim == 4)`: a trace forgets it anyway, and as long as it stands it reads
-    the layer before it, which then cannot be fused. What was computed for it alone goes with the dead
-    code, but not yet: until `out_of_place`, what nobody reads may still change what is read."""
+    the layer before it, which then cannot be fused. What was computed for it alone goes with the
+    dead code, but not yet: until `out_of_place`, what nobody reads may change what is read."""
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and node.target is torch._assert:
             graph.graph.erase_node(node)
