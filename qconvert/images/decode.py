@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -43,9 +43,7 @@ def decode(path: Path, channels: int, exif: Exif = "ignore") -> Image.Image | Te
             return _array(path, channels)
         with Image.open(path) as image:
             _check_size(image)
-            if exif == "apply":
-                ImageOps.exif_transpose(image, in_place=True)
-            return _pixels(image, channels)
+            return _pixels(image, channels, exif)
 
 
 def size_of(path: Path, exif: Exif) -> tuple[int, int]:
@@ -55,7 +53,7 @@ def size_of(path: Path, exif: Exif) -> tuple[int, int]:
     """
     with _named(path):
         if path.suffix.lower() == ".npy":
-            height, width = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
+            height, width = _mapped(path).shape[:2]
             return width, height
         with Image.open(path) as image:
             _check_size(image)
@@ -73,7 +71,7 @@ def _named(path: Path) -> Iterator[None]:
         raise BadImageError(error.facts, where=str(path), fix=error.fix) from None
     except Image.DecompressionBombError:
         raise BadImageError(_TOO_LARGE, where=str(path), fix=_SHRINK) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged file makes them raise almost anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else None
         fact = f"cannot be read: {reason}" if reason else "is no image, or a damaged one"
         raise BadImageError(fact, where=str(path)) from None
@@ -93,10 +91,11 @@ def _check_size(image: Image.Image) -> None:
         raise BadImageError(_TOO_LARGE, fix=_SHRINK)
 
 
-def _pixels(image: Image.Image, channels: int) -> Image.Image | Tensor:
+def _pixels(image: Image.Image, channels: int, exif: Exif) -> Image.Image | Tensor:
     pages = getattr(image, "n_frames", 1)
     if channels > 1 and pages == channels and _is_grey(image):
-        return torch.cat([_grey(image, page) for page in range(pages)])
+        return _pages(image, pages, exif)
+    _turn(image, exif)
     if channels not in _MODES:
         raise BadImageError(
             f"has {pages} page(s) of {image.mode}, which are not {channels} channels",
@@ -104,7 +103,7 @@ def _pixels(image: Image.Image, channels: int) -> Image.Image | Tensor:
             "(height, width, channels)",
         )
     if _is_deep(image):
-        grey = _grey(image, 0)
+        grey = _grey(image)
         alpha = [torch.ones_like(grey)] if channels in (2, 4) else []
         return torch.cat([*[grey] * (channels - len(alpha)), *alpha])
     if image.mode == "P" and "transparency" in image.info:
@@ -118,6 +117,27 @@ def _pixels(image: Image.Image, channels: int) -> Image.Image | Tensor:
         ) from None
 
 
+def _turn(image: Image.Image, exif: Exif) -> None:
+    if exif == "apply":
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _pages(image: Image.Image, count: int, exif: Exif) -> Tensor:
+    """Each page a channel; each may have a rotation mark."""
+    found: list[Tensor] = []
+    for page in range(count):
+        image.seek(page)
+        _turn(image, exif)
+        if not _is_grey(image) or (found and image.size != found[0].shape[:0:-1]):
+            raise BadImageError(
+                f"has pages that are not alike: page {page + 1} is {image.mode} of "
+                f"{image.width} x {image.height}",
+                fix="save all pages as grey and in one size",
+            )
+        found.append(_grey(image))
+    return torch.cat(found)
+
+
 def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L") or _is_deep(image)
 
@@ -127,10 +147,8 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
-def _grey(image: Image.Image, page: int) -> Tensor:
-    """One page of one channel as float32 (1, height, width): integers as shares of full scale."""
-    if page or image.tell():
-        image.seek(page)
+def _grey(image: Image.Image) -> Tensor:
+    """A page of one channel as float32 (1, height, width): integers as shares of full scale."""
     if not _is_deep(image):
         return F.pil_to_tensor(image.convert("L")).float() / 255
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
@@ -143,7 +161,7 @@ def _grey(image: Image.Image, page: int) -> Tensor:
 
 
 def _array(path: Path, channels: int) -> Tensor:
-    array = np.load(path, allow_pickle=False)
+    array = _mapped(path)
     shown = f"{list(array.shape)} of {array.dtype}"
     if array.ndim == 2:
         array = array[:, :, None]
@@ -158,5 +176,13 @@ def _array(path: Path, channels: int) -> Tensor:
             f"is an array of shape {shown}; its full scale is not known",
             fix="save it as uint8, uint16 or float32",
         )
-    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    values = torch.from_numpy(np.array(array, dtype=np.float32))
     return values.permute(2, 0, 1).contiguous() / full_scale
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """A .npy file; mapped, so that a header that promises too much costs no memory."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise BadImageError("is an archive of arrays", fix="save one array with numpy.save")
+    return array

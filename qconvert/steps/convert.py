@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from qconvert import torchscript
 from qconvert.errors import VerificationError
-from qconvert.images.preprocess import Inputs
 from qconvert.measurement.accuracy import Comparison, compare
 from qconvert.measurement.environment import here
 from qconvert.measurement.statistics import decibels
@@ -20,8 +17,9 @@ from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.classic import ClassicBackend
 from qconvert.quantization.lowering.coverage import Coverage, check_against_plan, count
+from qconvert.quantization.lowering.other_size import OtherSize, try_other_size
 from qconvert.quantization.lowering.simulated import SimulatedBackend
-from qconvert.quantization.lowering.verification import Verification, verify, why_not_at
+from qconvert.quantization.lowering.verification import Verification, verify
 from qconvert.quantization.plan import Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calibration
@@ -67,14 +65,16 @@ def make_int8(session: Session) -> dict[str, Any]:
         script = torchscript.freeze(torchscript.trace(model, session.example))
     _check_prediction(session, plan, script, measured(fused_record))
     accuracy = judge(session, script, "measuring int8 accuracy")
-    other_size = _other_size(session, script, model)
+    other_size = try_other_size(session.float_model.module, model, script, session.example)
     manifest = _manifest(session, plan, fused_record, accuracy, other_size)
     file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
     coverage, verification = _proved(session, file, model, plan, other_size)
     write_atomically(workspace.path(PLAN), plan.to_json().encode())
     write_atomically(workspace.path(INT8), file)
-    content = _content(session, plan, coverage, verification, accuracy)
-    content["other_size"] = None if other_size is None else other_size.record()
+    content = {
+        **_content(session, plan, coverage, verification, accuracy),
+        "other_size": None if other_size is None else other_size.record(),
+    }
     return workspace.write_record(RECORD, key, (PLAN, INT8), content)
 
 
@@ -244,42 +244,3 @@ def _key(session: Session, fused_record: dict[str, Any], calibration_record: dic
             "output": [fused_record["measured_output"], fused_record["answers"]],
         }
     )
-
-
-# How much larger the second size is: multiples of 32, by which many networks must divide.
-_LARGER = ((64, 32), (0, 32))
-
-
-@dataclass(frozen=True)
-class OtherSize:
-    """Inputs of another height and width, which the float model accepts, and why the int8 model
-    does not compute there what it should (None: it does)."""
-
-    inputs: Inputs
-    why_not: str | None
-
-    def record(self) -> dict[str, Any]:
-        """For the step's record."""
-        return {"shape": list(self.inputs[0].shape), "why_not": self.why_not}
-
-
-def _other_size(
-    session: Session, script: Callable[..., Any], model: Callable[..., Any]
-) -> OtherSize | None:
-    """The example at another height and width, or width alone; None when float accepts neither.
-
-    `script` was traced from `model`, which is not bound to one size.
-    """
-    if len(session.example) != 1 or session.example[0].dim() != 4:
-        return None
-    x = session.example[0]
-    for height, width in _LARGER:
-        size = (x.shape[2] + height, x.shape[3] + width)
-        larger = F.interpolate(x, size=size, mode="bilinear", antialias=True)
-        try:
-            with torch.inference_mode():
-                session.float_model.module(larger)
-        except Exception:  # the user's model says in its own way that it works at one size only
-            continue
-        return OtherSize((larger,), why_not_at(script, model, (larger,)))
-    return None

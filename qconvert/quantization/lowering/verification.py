@@ -27,7 +27,7 @@ _SECONDS = 300
 # Outputs of a trained model differ between images by more than this share.
 _TRAINED = 0.01
 _BATCH = 3
-_NOT_KEPT = "; it was not kept"
+NOT_KEPT = "; it was not kept"
 
 Model = Callable[..., Any]
 
@@ -60,7 +60,7 @@ def verify(
     found = _run(file, [*batches, *others])
     difference = 0.0
     for inputs, have in zip([*batches, *others], found, strict=True):
-        difference = max(difference, _difference(model, inputs, have))
+        difference = max(difference, difference_from(model, inputs, have))
     singles = [_flat(result) for result in found[: len(images)]]
     vary = _differ(singles)
     if not vary and _differ([_joined(x) for x in images]):
@@ -73,19 +73,6 @@ def verify(
     )
 
 
-def why_not_at(script: Model, model: Model, inputs: Inputs) -> str | None:
-    """Why a traced module does not compute at these inputs what its source does; None if it
-    does."""
-    try:
-        with torch.inference_mode():
-            _difference(model, inputs, script(*inputs))
-    except VerificationError as error:
-        return error.facts[0].removesuffix(_NOT_KEPT)
-    except RuntimeError as error:
-        return str(error).strip().splitlines()[-1]
-    return None
-
-
 def _batch(images: Sequence[Inputs]) -> Inputs:
     """Three images of the first one's size, as one batch; images repeat where there are fewer."""
     alike = [x for x in images if [t.shape for t in x] == [t.shape for t in images[0]]]
@@ -93,8 +80,11 @@ def _batch(images: Sequence[Inputs]) -> Inputs:
     return tuple(torch.cat(parts) for parts in zip(*chosen, strict=True))
 
 
-def _difference(model: Model, inputs: Inputs, have: Any) -> float:
-    """How far the file's result is from the model's; refused when it is too far."""
+def difference_from(model: Model, inputs: Inputs, have: Any) -> float:
+    """How far a file's result `have` is from the model's, as a share of the largest output.
+
+    Raises VerificationError when it is too far, not finite, or of another shape.
+    """
     if isinstance(have, str):
         shapes = ", ".join(str(list(x.shape)) for x in inputs)
         raise _failure(f"does not run in a fresh process on inputs of shape {shapes}: {have}")
@@ -160,4 +150,4 @@ def _constant(images: Sequence[Inputs], reference: Model) -> VerificationError:
 
 
 def _failure(fact: str) -> VerificationError:
-    return VerificationError(f"the int8 file {fact}{_NOT_KEPT}", where="verification")
+    return VerificationError(f"the int8 file {fact}{NOT_KEPT}", where="verification")

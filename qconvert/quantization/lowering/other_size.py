@@ -1,0 +1,70 @@
+"""Tries a traced model at another height and width than it was traced at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from qconvert.errors import VerificationError
+from qconvert.images.preprocess import Inputs
+from qconvert.quantization.lowering.verification import NOT_KEPT, difference_from
+
+# How much larger: first height and width, then width alone (lines of text have a fixed height).
+# Multiples of 32, by which many networks must divide.
+_LARGER = ((64, 32), (0, 32))
+
+
+@dataclass(frozen=True)
+class OtherSize:
+    """Inputs of another height and width, which the float model accepts, and why the int8 model
+    does not compute there what it should (None: it does)."""
+
+    inputs: Inputs
+    why_not: str | None
+
+    def record(self) -> dict[str, Any]:
+        """For the step's record."""
+        return {"shape": list(self.inputs[0].shape), "why_not": self.why_not}
+
+
+def try_other_size(
+    original: Callable[..., Any],
+    lowered: Callable[..., Any],
+    script: Callable[..., Any],
+    example: Inputs,
+) -> OtherSize | None:
+    """The example at another size; None when the float model `original` accepts none.
+
+    `script` was traced from `lowered`, which is bound to no size.
+    """
+    if len(example) != 1 or example[0].dim() != 4:
+        return None
+    x = example[0]
+    for height, width in _LARGER:
+        size = (x.shape[2] + height, x.shape[3] + width)
+        larger = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        try:
+            with torch.inference_mode():
+                original(larger)
+        except Exception:  # the user's model says in its own way that it works at one size only
+            continue
+        return OtherSize((larger,), why_not_at(script, lowered, (larger,)))
+    return None
+
+
+def why_not_at(
+    script: Callable[..., Any], lowered: Callable[..., Any], inputs: Inputs
+) -> str | None:
+    """Why a traced module does not compute here what its source does; None if it does."""
+    try:
+        with torch.inference_mode():
+            difference_from(lowered, inputs, script(*inputs))
+    except VerificationError as error:
+        return error.facts[0].removesuffix(NOT_KEPT)
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[-1]
+    return None
