@@ -7,11 +7,12 @@ import errno
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -36,7 +37,9 @@ app = typer.Typer(
     "4 images or labels, 5 not convertible or failed verification, 70 a bug of qconvert.",
 )
 
-QConfigPath = Annotated[Path, typer.Argument(metavar="QCONFIG", help="The YAML file.")]
+QConfigPath = Annotated[
+    Path, typer.Argument(metavar="QCONFIG", readable=False, help="The YAML file.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as data.labels=none."),
@@ -106,7 +109,7 @@ def init(
     ],
     images: Annotated[Path, typer.Option(metavar="FOLDER", help="Images for calibration.")],
     target: Annotated[
-        Path, typer.Argument(metavar="[QCONFIG]", help="The YAML file to write.")
+        Path, typer.Argument(metavar="QCONFIG", help="The YAML file to write.")
     ] = Path("qconfig.yaml"),
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The trained weights.")
@@ -132,7 +135,8 @@ def init(
         with console.busy("importing torch"):
             _silence_torch()
             from qconvert.steps.outcome import run_init
-        outcome = run_init(asked, console)
+        with redirect_stdout(sys.stderr):
+            outcome = run_init(asked, console)
     _show(outcome, target, as_json, quiet)
 
 
@@ -182,10 +186,15 @@ def _run(
 
     with _errors_shown(command, path.name, as_json, debug):
         config = load(path, overrides, output)
-        # Everything before this line answers without torch.
-        outcome = _outcome(command, config, path, quiet, force)
+        # Everything before this line answers without torch. What the user's own code prints is
+        # no result: stdout is for these, and with --json for one JSON object.
+        with redirect_stdout(sys.stderr):
+            outcome = _outcome(command, config, path, quiet, force)
+    # What comes next is told with the same options, or it would be about other settings.
+    options = [word for override in overrides or () for word in ("--set", override)]
+    options += [] if output is None else ["--output", str(output)]
     try:
-        _show(outcome, path, as_json, quiet)
+        _show(outcome, path, as_json, quiet, options)
     except BrokenPipeError:  # `qconvert … | head`: the work is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if outcome.budgets_missed:
@@ -253,6 +262,13 @@ def _settings(config: QConfig) -> list[str]:
 
     lines = []
     settings = with_relative_paths(config, Path.cwd())
+    if config.data.transform is not None:
+        del settings["data"]["preprocess"]
+    elif config.model.source.startswith("timm:"):  # the others are said when the model is built
+        given = config.data.preprocess.model_fields_set
+        settings["data"]["preprocess"] = {
+            key: value for key, value in settings["data"]["preprocess"].items() if key in given
+        }
     for section, values in settings.items():
         if isinstance(values, dict):
             shown = ", ".join(f"{k}={_short(v)}" for k, v in values.items() if v not in (None, []))
@@ -271,7 +287,9 @@ def _short(value: Any) -> str:
     return json.dumps(value)
 
 
-def _show(outcome: Outcome, path: Path, as_json: bool, quiet: bool) -> None:
+def _show(
+    outcome: Outcome, path: Path, as_json: bool, quiet: bool, options: Sequence[str] = ()
+) -> None:
     from qconvert.console import Console
 
     console = Console(quiet)
@@ -284,7 +302,8 @@ def _show(outcome: Outcome, path: Path, as_json: bool, quiet: bool) -> None:
         for file in outcome.files:
             console.result(f"wrote {file}")
         if outcome.following:
-            console.result(f"next: qconvert {outcome.following} {path}")
+            command = ["qconvert", outcome.following, str(path), *options]
+            console.result(f"next: {shlex.join(command)}")
     for line in outcome.budgets_missed:
         console.error("budget missed", line)
 

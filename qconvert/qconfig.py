@@ -309,7 +309,7 @@ class QConfig(Section):
     @field_validator("version", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
-        if type(value) is not int:
+        if type(value) is not int or value != 1:
             raise ValueError(f"must be 1, not {value!r}")
         return value
 

@@ -67,11 +67,17 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise QConfigFileError(f"cannot be read: {reason}", where=str(path)) from None
+        reason, fix = "is not UTF-8 text", "save it as UTF-8"
+        if isinstance(error, OSError):
+            reason = str(error.strerror)
+            fix = "correct the path; `qconvert init` writes a qconfig to start from"
+        if isinstance(error, PermissionError):
+            fix = "let this user read it"
+        raise QConfigFileError(f"cannot be read: {reason}", where=str(path), fix=fix) from None
     tree = _parsed(text, name)
     if not isinstance(tree, dict):
-        raise QConfigFileError("is not a mapping of keys to values", where=name)
+        fact = "is empty" if tree is None else "is not a mapping of keys to values"
+        raise QConfigFileError(fact, where=name)
     facts: list[str] = []
     try:
         tree = _expanded(tree, (), facts)
@@ -94,15 +100,20 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
     return config
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, where: str, fix: str | None = None) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise QConfigFileError(f"is not valid YAML: {error.problem}", where=place) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise QConfigFileError(f"is not valid YAML: {error}", where=where) from None
+        raise QConfigFileError(
+            f"is not valid YAML: {error.problem}", where=place, fix=fix
+        ) from None
+    except RecursionError:
+        raise QConfigFileError("is nested too deeply", where=where, fix=fix) from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = str(error).partition("\n")[0]  # the second line counts characters
+        raise QConfigFileError(f"is not valid YAML: {reason}", where=where, fix=fix) from None
 
 
 def _expanded(value: Any, keys: tuple[str, ...], facts: list[str]) -> Any:
@@ -164,7 +175,7 @@ def _merge(tree: dict[str, Any], override: str, facts: list[str]) -> None:
     if not equals or not all(keys):
         facts.append(f"--set {override}: is not key=value")
         return
-    value: Any = _parsed(text, f"--set {dotted}")
+    value: Any = _parsed(text, f"--set {dotted}", fix="correct the option")
     for key in reversed(keys):
         value = {key: value}
     value = _with_absolute_paths(_expanded(value, (), facts), Path.cwd(), facts)
@@ -234,9 +245,21 @@ def _fact(keys: tuple[str | int, ...], found: Sequence[Mapping[str, Any]]) -> st
         return f"{place}: unknown {noun} {value!r}{hint} (one of {expected})"
     messages = [str(d["msg"]).removeprefix("Value error, ") for d in found]
     message = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
-    message = message.replace("a valid tuple", "a list")
-    shown = "" if isinstance(value, (dict, list)) or kind == "value_error" else f", not {value!r}"
-    return f"{place}: {message}{shown}"
+    for pattern, words in _PYDANTIC:
+        message = re.sub(pattern, words, message)
+    shown = "null" if value is None else repr(value)
+    if isinstance(value, (dict, list)) or kind == "value_error":
+        return f"{place}: {message}"
+    return f"{place}: {message}, not {shown}"
+
+
+# What pydantic says of Python's types, in YAML's words.
+_PYDANTIC = (
+    (r"a valid tuple", "a list"),
+    (r"tuple should have (.+?) after validation", r"input should have \1"),
+    (r"a valid dictionary( or instance of \w+)?", "a mapping of keys to values"),
+    (r"is not a valid path for <class '.*?'>", "should be a path"),
+)
 
 
 def _fields_at(keys: Sequence[str | int]) -> list[str]:

@@ -55,8 +55,10 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModul
             # Not strict: a model may return a dict or a list.
             return torch.jit.trace(module.eval(), tuple(example), check_trace=False, strict=False)
         except RuntimeError as error:
+            # Without the values of all tensors, which torch prints.
+            reason = re.sub(r" \(.*\) (?=of traced region)", " ", str(error), flags=re.DOTALL)
             raise UnsupportedError(
-                f"TorchScript cannot hold the model: {str(error).strip().splitlines()[0]}",
+                f"TorchScript cannot hold the model: {reason.strip().splitlines()[0]}",
                 where="model.source",
                 fix="name a callable that wraps the model and returns a tensor, a tuple of tensors "
                 "or a dict of tensors by name",

@@ -35,7 +35,7 @@ def file_digest(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: to a temporary name beside it, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
@@ -47,8 +47,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-# The ending of a file that is being written.
-_TEMPORARY = ".tmp"
+# The ending of a file that is being written; what a killed run leaves of them is removed.
+TEMPORARY = ".tmp"
 
 
 def _lock(folder: int, waiting: Callable[[], None], say: Callable[[str], None]) -> None:
@@ -88,16 +88,10 @@ class Workspace:
 
         Raises OutputError.
         """
-        made = not self.folder.exists()
+        made, folder = self._locked(say)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            folder = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
-            raise self._unusable(error) from None
-        try:
-            _lock(folder, lambda: say(f"another run is using {self.folder}: waiting for it"), say)
             try:
-                for left in self.folder.glob(f".*{_TEMPORARY}"):
+                for left in self.folder.glob(f".*{TEMPORARY}"):
                     left.unlink()
                 with tempfile.TemporaryFile(dir=self.folder) as probe:
                     probe.write(b"0")
@@ -105,10 +99,25 @@ class Workspace:
                 raise self._unusable(error) from None
             yield
         finally:
-            os.close(folder)  # which unlocks it
             if made:
                 with suppress(OSError):  # it holds files: they are wanted
                     self.folder.rmdir()
+            os.close(folder)  # which unlocks it
+
+    def _locked(self, say: Callable[[str], None]) -> tuple[bool, int]:
+        """Whether the folder was made, and it, open and locked."""
+        while True:
+            made = not self.folder.exists()
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                folder = os.open(self.folder, os.O_RDONLY)
+            except OSError as error:
+                raise self._unusable(error) from None
+            _lock(folder, lambda: say(f"another run is using {self.folder}: waiting for it"), say)
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(folder), self.folder.stat()):
+                    return made, folder
+            os.close(folder)  # the run that had it has failed and removed it
 
     def _unusable(self, error: OSError) -> OutputError:
         return OutputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert import qconfig_reference
+from qconvert import errors_reference, qconfig_reference
 from qconvert.qconfig_file import load
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,8 @@ def test_make_demo_and_the_example_run_as_written() -> None:
 
 def test_commands_of_the_readme_run_as_written() -> None:
     """They find everything fresh after `make demo`."""
-    commands = [line.partition("#")[0] for line in blocks("console")[1].splitlines()]
+    (block,) = [text for text in blocks("console") if "qconvert fuse" in text]
+    commands = [line.partition("#")[0] for line in block.splitlines()]
     assert [command.split()[1] for command in commands] == [
         "fuse", "calibrate", "convert", "benchmark",
     ]  # fmt: skip
@@ -86,8 +87,9 @@ def test_every_ready_qconfig_loads(path: Path, tmp_path: Path) -> None:
     [
         (qconfig_reference.SCHEMA, qconfig_reference.schema()),
         (qconfig_reference.PAGE, qconfig_reference.page()),
+        (errors_reference.PAGE, errors_reference.page()),
     ],
-    ids=["schema", "page"],
+    ids=["schema", "settings", "errors"],
 )
 def test_generated_pages_are_current(name: str, content: str) -> None:
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == content, "run `make docs`"

@@ -96,7 +96,7 @@ MISTAKES = [
      "data.preprocess.mean[0]: is not a finite number"),
     ("data.preprocess.mean", [0, 1], "data.preprocess: mean has 2 values for 3 channels"),
     ("model.source", 5, "model.source: input should be a valid string, not 5"),
-    ("version", 2, "version: unknown version 2 (one of 1)"),
+    ("version", 2, "version: must be 1, not 2"),
     ("version", True, "version: must be 1, not True"),
     ("quantization.layers", [{"match": "a", "type": "Conv2d"}],
      "quantization.layers[0]: give either `match` or `type`"),
@@ -166,7 +166,7 @@ def test_everything_that_is_not_there_is_named(folder):
         ("version: 1\ndata: [1\n", "q.yaml:3:1",
          "is not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("- version\n", "q.yaml", "is not a mapping of keys to values"),
-        ("# nothing\n", "q.yaml", "is not a mapping of keys to values"),
+        ("# nothing\n", "q.yaml", "is empty"),
     ],
     ids=["key twice", "top key twice", "open bracket", "list", "empty"],
 )  # fmt: skip

@@ -9,13 +9,17 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from qconvert import torchscript
+from qconvert.errors import UnsupportedError
+from qconvert.models.outputs import tensors
 
 # Run by itself, the network below is traced after other modules were, in an order of its own.
 NETWORK = """
@@ -145,6 +149,61 @@ class TwoBranches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.conv2(x))[:, :, 1:-1, 1:-1] - self.conv1(x)
         return self.head(x.mean((2, 3)))
+
+
+class Computes(nn.Module):
+    """A model that is one function of its inputs."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+@pytest.mark.parametrize("form", ["traced", "frozen"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x + 1, x * 2),
+        lambda x: [x + 1, x * 2],
+        lambda x: {"out": x + 1, "aux": x * 2},
+        lambda x: (x + 1, {"aux": x * 2}),
+    ],
+    ids=["tuple", "list", "dict", "dict in a tuple"],
+)
+def test_outputs_keep_their_names_in_the_file(form: str, function: Callable[..., Any]) -> None:
+    script = torchscript.trace(Computes(function), [EXAMPLE])
+    script = torchscript.freeze(script) if form == "frozen" else script
+    loaded = torchscript.load(torchscript.to_bytes(script))
+    x = torch.rand(2, 3, 4, 5)
+    want, have = tensors(function(x)), tensors(loaded(x))
+    assert list(have) == list(want)
+    assert all(torch.equal(have[name], want[name]) for name in want)
+
+
+def test_several_inputs_are_read_in_their_order() -> None:
+    inputs = (EXAMPLE, torch.rand(1, 4), torch.tensor([3]))
+    script = torchscript.trace(Computes(lambda x, y, n: x.mean() - y * n), inputs)
+    loaded = torchscript.load(torchscript.to_bytes(torchscript.freeze(script)))
+    torch.testing.assert_close(loaded(*inputs), EXAMPLE.mean() - inputs[1] * 3)
+    found = torchscript.graph_values(loaded, inputs)
+    assert torch.equal(found[-1].output, loaded(*inputs))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: {"maps": [x + 1], "more": [x * 2]}, lambda x: {"a": 3, "x": x}, lambda x: "text"],
+    ids=["lists in a dict", "number", "text"],
+)
+def test_result_that_torchscript_cannot_hold_is_refused_in_one_line(function) -> None:
+    with pytest.raises(UnsupportedError, match="TorchScript cannot hold the model: ") as error:
+        torchscript.trace(Computes(function), [EXAMPLE])
+    (fact,) = error.value.facts
+    assert "\n" not in fact
+    assert "(1,1,.,.)" not in fact
+    assert "a dict of tensors by name" in (error.value.fix or "")
 
 
 def test_graph_values_are_those_that_hooks_see() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,15 +147,103 @@ def test_changed_inputs_are_known_from_the_record(step):
     assert step.why_stale("step.json", key) == "its inputs have changed"
 
 
-def test_prepare_makes_the_folder_and_leaves_it_empty(tmp_path):
+def test_folder_that_was_made_and_stays_empty_is_removed(tmp_path):
     workspace = Workspace(tmp_path / "new/out")
-    workspace.prepare()
-    workspace.prepare()
-    assert os.listdir(workspace.folder) == []
+    with workspace.exclusive(print):
+        assert os.listdir(workspace.folder) == []
+    assert not workspace.folder.exists()
+    with pytest.raises(KeyError), workspace.exclusive(print):
+        raise KeyError
+    assert not workspace.folder.exists()
 
 
-def test_prepare_refuses_a_folder_that_cannot_be(tmp_path):
+def test_folder_that_was_there_or_holds_files_stays(tmp_path):
+    with Workspace(tmp_path).exclusive(print):
+        pass
+    assert os.listdir(tmp_path) == []
+    workspace = Workspace(tmp_path / "out")
+    with workspace.exclusive(print):
+        write_atomically(workspace.path("a.bin"), b"a")
+    assert os.listdir(workspace.folder) == ["a.bin"]
+
+
+def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
+    for name in (".model.pt.123.tmp", ".mine", "other.tmp", "model.pt"):
+        (tmp_path / name).write_bytes(b"half")
+    with Workspace(tmp_path).exclusive(print):
+        assert sorted(os.listdir(tmp_path)) == [".mine", "model.pt", "other.tmp"]
+
+
+def test_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="the output folder cannot be written") as caught:
-        Workspace(tmp_path / "file/out").prepare()
+    with pytest.raises(OutputError) as caught:
+        Workspace(tmp_path / "file/out").exclusive(print).__enter__()
+    assert caught.value.facts == ["the output folder cannot be written: Not a directory"]
     assert caught.value.where == str(tmp_path / "file/out")
+
+
+def test_full_disk_is_known_before_the_work(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OutputError) as caught:
+            Workspace(tmp_path / "out").exclusive(print).__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.facts == ["the output folder cannot be written: File too large"]
+    assert os.listdir(tmp_path) == []
+
+
+# Says `waits` when it finds the folder taken, and writes what it sees once it is in.
+SECOND = """
+import sys
+from pathlib import Path
+from qconvert.workspace import Workspace
+folder = Path(sys.argv[1])
+with Workspace(folder).exclusive(lambda text: print(text, flush=True)):
+    print(sorted(path.name for path in folder.iterdir()), flush=True)
+"""
+
+
+def second(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", SECOND, str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_second_run_waits_for_the_first_and_says_so(tmp_path):
+    """Once it waits, this process still writes: the second run sees the file."""
+    with Workspace(tmp_path).exclusive(print):
+        process = second(tmp_path)
+        assert process.stdout.readline() == (f"another run is using {tmp_path}: waiting for it\n")
+        write_atomically(tmp_path / "a.bin", b"a")
+    rest, _ = process.communicate(timeout=60)
+    assert (rest, process.returncode) == ("['a.bin']\n", 0)
+
+
+def test_second_run_goes_on_where_the_first_has_removed_the_folder(tmp_path):
+    """As a run does that fails before its first file."""
+    folder = tmp_path / "out"
+    with Workspace(folder).exclusive(print):
+        process = second(folder)
+        assert process.stdout.readline().endswith("waiting for it\n")
+    rest, _ = process.communicate(timeout=60)
+    assert (rest, process.returncode) == ("[]\n", 0)
+    assert not folder.exists()
+
+
+def test_run_alone_waits_for_nobody(tmp_path):
+    said, _ = second(tmp_path).communicate(timeout=60)
+    assert said == "[]\n"
+
+
+def test_killed_run_leaves_the_folder_free(tmp_path):
+    holding = "import sys; from pathlib import Path; from qconvert.workspace import Workspace\n"
+    holding += (
+        "with Workspace(Path(sys.argv[1])).exclusive(print): print('in', flush=True); input()"
+    )
+    command = [sys.executable, "-c", holding, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"in\n"
+        process.kill()
+    said, _ = second(tmp_path).communicate(timeout=60)
+    assert said == "[]\n"

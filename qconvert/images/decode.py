@@ -43,7 +43,9 @@ def decode(path: Path, channels: int, exif: Exif = "ignore") -> Image.Image | Te
             return _array(path, channels)
         with Image.open(path) as image:
             _check_size(image)
-            return _pixels(image, channels, exif)
+            if exif == "apply":
+                ImageOps.exif_transpose(image, in_place=True)
+            return _pixels(image, channels)
 
 
 def size_of(path: Path, exif: Exif) -> tuple[int, int]:
@@ -58,7 +60,7 @@ def size_of(path: Path, exif: Exif) -> tuple[int, int]:
         with Image.open(path) as image:
             _check_size(image)
             width, height = image.size
-            turned = exif == "apply" and image.getexif().get(_ORIENTATION) in _TURNED
+            turned = exif == "apply" and _mark(image) in _TURNED
             return (height, width) if turned else (width, height)
 
 
@@ -81,9 +83,14 @@ def is_rotated(path: Path) -> bool:
     """Whether the header says that the camera was turned. False for what cannot be read."""
     try:
         with Image.open(path) as image:
-            return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+            return _mark(image) not in (0, 1)
     except Exception:  # a damaged header is named when it is decoded
         return False
+
+
+def _mark(image: Image.Image) -> int:
+    """The rotation mark that is left to apply: Pillow itself turns a TIFF, in any case."""
+    return 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
 
 
 def _check_size(image: Image.Image) -> None:
@@ -91,11 +98,10 @@ def _check_size(image: Image.Image) -> None:
         raise BadImageError(_TOO_LARGE, fix=_SHRINK)
 
 
-def _pixels(image: Image.Image, channels: int, exif: Exif) -> Image.Image | Tensor:
+def _pixels(image: Image.Image, channels: int) -> Image.Image | Tensor:
     pages = getattr(image, "n_frames", 1)
     if channels > 1 and pages == channels and _is_grey(image):
-        return _pages(image, pages, exif)
-    _turn(image, exif)
+        return _pages(image, pages)
     if channels not in _MODES:
         raise BadImageError(
             f"has {pages} page(s) of {image.mode}, which are not {channels} channels",
@@ -117,17 +123,11 @@ def _pixels(image: Image.Image, channels: int, exif: Exif) -> Image.Image | Tens
         ) from None
 
 
-def _turn(image: Image.Image, exif: Exif) -> None:
-    if exif == "apply":
-        ImageOps.exif_transpose(image, in_place=True)
-
-
-def _pages(image: Image.Image, count: int, exif: Exif) -> Tensor:
-    """Each page a channel; each may have a rotation mark."""
+def _pages(image: Image.Image, count: int) -> Tensor:
+    """Each page a channel."""
     found: list[Tensor] = []
     for page in range(count):
         image.seek(page)
-        _turn(image, exif)
         if not _is_grey(image) or (found and image.size != found[0].shape[:0:-1]):
             raise BadImageError(
                 f"has pages that are not alike: page {page + 1} is {image.mode} of "
@@ -170,7 +170,7 @@ def _array(path: Path, channels: int) -> Tensor:
             f"is an array of shape {shown}; wanted is [height, width, {channels}]",
             fix="correct the array, or `data.preprocess.channels`",
         )
-    full_scale = _FULL_SCALE.get(array.dtype, 1)
+    full_scale = _FULL_SCALE.get(array.dtype.newbyteorder("="), 1)
     if full_scale == 1 and not np.issubdtype(array.dtype, np.floating):
         raise BadImageError(
             f"is an array of shape {shown}; its full scale is not known",

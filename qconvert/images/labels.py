@@ -131,7 +131,7 @@ def _from_json(text: str, path: Path) -> list[str]:
         # ImageNet's index file has [folder, class].
         by_index = {int(k): v[0] if isinstance(v, list) and v else v for k, v in content.items()}
     names = [by_index.get(i) for i in range(len(by_index))]
-    if not all(isinstance(name, str) for name in names):
+    if (content and not names) or not all(isinstance(name, str) for name in names):
         raise LabelError(
             "is no list of classes, {class: index} or {index: class} with every index from 0",
             where=str(path),

@@ -80,7 +80,7 @@ def map_images(
         try:
             yield from results
         except BadImageError as error:
-            raise _all_at_once(images, read) or error from None
+            raise all_unreadable(images, read) or error from None
 
 
 def unreadable(
@@ -104,7 +104,7 @@ def unreadable(
 def sizes(images: ImageSet, read: Reader) -> dict[Size, list[Path]]:
     """The images by height and width of their inputs, as far as their headers tell.
 
-    Raises BadImageError that names all files whose header is wrong.
+    Raises BadImageError that names all unreadable files, when a header is wrong.
     """
     found: dict[Size, list[Path]] = {}
     wrong: list[BadImageError] = []
@@ -117,11 +117,13 @@ def sizes(images: ImageSet, read: Reader) -> dict[Size, list[Path]]:
         if size is not None:
             found.setdefault(size, []).append(path)
     if wrong:
-        raise _as_one(wrong)
+        # Those whose header is right may be damaged further in.
+        raise all_unreadable(images, read) or _as_one(wrong)
     return found
 
 
-def _all_at_once(images: ImageSet, read: Reader) -> BadImageError | None:
+def all_unreadable(images: ImageSet, read: Reader) -> BadImageError | None:
+    """One error that names every image that cannot be read, or None."""
     wrong = list(unreadable(images, read).values())
     return _as_one(wrong) if wrong else None
 

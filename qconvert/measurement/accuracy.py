@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qconvert.errors import LabelError
+from qconvert.errors import LabelError, NotFiniteImageError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
 from qconvert.images.stream import Progress, map_images, no_progress
@@ -73,12 +74,19 @@ def compare(
 
     `answers`: the largest output along axis 1 is the answer, of the image (1, classes) or of each
     pixel (1, classes, height, width); else outputs are numbers without classes.
+
+    Raises NotFiniteImageError that names the images on which `reference` is not finite.
     """
 
     def run(inputs: Inputs) -> _Seen:
         return _seen(reference(*inputs), measured(*inputs), answers)
 
     rows = list(map_images(run, images, read, batch_size=batch_size, progress=progress))
+    wrong = [p for p, row in zip(images.files, rows, strict=True) if not math.isfinite(row.signal)]
+    if wrong:
+        raise NotFiniteImageError(
+            [f"{path}: the float model computes NaN or infinity" for path in wrong]
+        )
     cosines = np.array([row.cosine for row in rows])
     energies = np.array([(row.signal, row.noise) for row in rows])
     one_answer = answers and bool(rows[0].top)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import io
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -30,6 +32,9 @@ PREFIXES = ("module.", "model.", "_orig_mod.")
 _COMPILED = "_orig_mod."
 # What torch says when a pickle names a class or function beyond tensors.
 _NEEDS_CODE = re.compile(r"Unsupported (global|class)|allowed global|Trying to", re.IGNORECASE)
+# What torch.save wrote before 1.6: a magic number, two headers, the content and its storages' keys,
+# each a pickle; then the storages.
+_LEGACY_PICKLES = 5
 # Batch norms count batches since PyTorch 0.4.1; older checkpoints do not, and eval needs no count.
 _COUNTER = "num_batches_tracked"
 # Left in state_dicts by weight averaging (torch.optim.swa_utils) and by thop; no weights.
@@ -70,6 +75,14 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str
 
 
 def _read(path: Path) -> Any:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointFileError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            fix="let this user read it, or name another file",
+        ) from None
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -81,14 +94,13 @@ def _read(path: Path) -> Any:
                 f"is not a safetensors file: {error}", where=str(path)
             ) from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they announce is refused here, or harmless
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        if isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error)):
-            raise _unsafe(path) from None
-        if isinstance(error, OSError) and error.strerror:
-            raise CheckpointFileError(
-                f"cannot be read: {error.strerror}", where=str(path), fix="correct the path"
-            ) from None
+        refused = isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error))
+        if refused and (named := _globals(path)) is not None:
+            raise _unsafe(path, named) from None
         if _is_torchscript(path):
             raise CheckpointFileError(
                 "is a TorchScript file, which holds a whole model",
@@ -109,10 +121,12 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _unsafe(path: Path) -> UnsafeCheckpointError:
-    """Names what the pickle would have imported, by reading its opcodes."""
-    names = [n for n in _globals(path) if not n.startswith(("torch.", "torch._", "collections."))]
-    if any(n.startswith("torch.nn.modules.") for n in _globals(path)):
+def _unsafe(path: Path, found: list[str]) -> UnsafeCheckpointError:
+    """Names what the pickle would have imported."""
+    layers = [n for n in found if n.startswith("torch.nn.modules.")]
+    harmless = ("torch.", "collections.", "__builtin__.set")
+    names = [n for n in found if n in layers or not n.startswith(harmless)]
+    if layers:
         fact = "is a whole pickled module, not weights: loading it would run code"
     else:
         fact = "holds more than weights: loading it could run code"
@@ -120,26 +134,30 @@ def _unsafe(path: Path) -> UnsafeCheckpointError:
     return UnsafeCheckpointError(f"{fact}, which qconvert never does{named}", where=str(path))
 
 
-def _globals(path: Path) -> list[str]:
-    """`module.name` of each class and function that a pickle names; nothing is imported."""
+def _globals(path: Path) -> list[str] | None:
+    """`module.name` of each class and function that a pickle names, by reading its opcodes; nothing
+    is imported. None for a pickle that is cut off."""
+    found: dict[str, None] = {}
+    strings: list[str] = []
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 record = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-                content = archive.read(record)
+                stream = io.BytesIO(archive.read(record))
         else:
-            content = path.read_bytes()
-        found: dict[str, None] = {}
-        strings: list[str] = []
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "GLOBAL":
-                found[str(argument).replace(" ", ".")] = None
-            elif opcode.name == "STACK_GLOBAL":
-                found[".".join(strings[-2:])] = None
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except Exception:  # a damaged pickle: what was found is lost, the refusal is not
-        return []
+            stream = io.BytesIO(path.read_bytes())
+        for _ in range(_LEGACY_PICKLES):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "GLOBAL":
+                    found[str(argument).replace(" ", ".")] = None
+                elif opcode.name == "STACK_GLOBAL":
+                    found[".".join(strings[-2:])] = None
+                elif isinstance(argument, str):
+                    strings.append(argument)
+            if stream.tell() == len(stream.getbuffer()):
+                break
+    except Exception:  # a damaged pickle can raise anything
+        return None
     return list(found)
 
 

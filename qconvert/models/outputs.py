@@ -21,8 +21,9 @@ def tensors(value: Any) -> dict[str, Tensor]:
 
     Raises ModelOutputError for what TorchScript cannot return from a traced model.
 
-    >>> list(tensors({"out": torch.zeros(1), "aux": torch.ones(1)}))
-    ['out', 'aux']
+    >>> x = Tensor([1])
+    >>> list(tensors({"out": x, "aux": (x, x)}))
+    ['out', 'aux.0', 'aux.1']
     """
     if isinstance(value, Tensor):
         return {ONLY: value}
@@ -66,7 +67,9 @@ def choose(found: Mapping[str, Tensor], wanted: str | None) -> str:
     raise ModelOutputError(
         f"the model has no output {wanted!r}{hint}",
         where="model.output",
-        fix=f"choose one of {', '.join(floats)}",
+        fix="leave it out: the model has one output"
+        if floats == [ONLY]
+        else f"choose one of {', '.join(floats)}",
     )
 
 

@@ -95,12 +95,19 @@ def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> lis
         if images.skipped:
             found.append(f"{images.skipped} {role} images were skipped: they cannot be read.")
     if accuracy.top1 is None:
-        stand_in = "agreement with float" if accuracy.agreement else "the cosine"
-        found.append(f"There are no labels or answers: {stand_in} stands in for accuracy.")
+        found.append(_no_top1(session, accuracy))
     if not here().vnni and session.config.quantization.isa == "vnni":
         found.append("This CPU has no VNNI and the file is made for CPUs that have it.")
     found.extend(_busy(latency))
     return found
+
+
+def _no_top1(session: Session, accuracy: Comparison) -> str:
+    if accuracy.agreement is None:
+        return "The outputs are no classes: the cosine stands in for accuracy."
+    if session.evaluation_images.labels is None:
+        return "There are no labels: agreement with float stands in for accuracy."
+    return "Answers are of pixels, labels of images: agreement with float stands in for accuracy."
 
 
 def _busy(latency: list[Latency]) -> list[str]:
@@ -110,7 +117,7 @@ def _busy(latency: list[Latency]) -> list[str]:
         if row.unsteady:
             found.append(
                 f"Latency of {', '.join(row.unsteady)} at batch {row.batch_size}, {row.threads} "
-                "threads scatters by more than a quarter: the machine was busy; measure again."
+                f"thread{'s' if row.threads > 1 else ''} scatters by more than a quarter: the machine was busy; measure again."
             )
         single = [r for r in latency if r.batch_size == row.batch_size and r.threads == 1]
         if single and row.threads > 1:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from qconvert import torchscript
-from qconvert.errors import VerificationError
+from qconvert.errors import OutputError, VerificationError
 from qconvert.measurement.accuracy import Comparison, compare
 from qconvert.measurement.environment import here
 from qconvert.measurement.statistics import decibels
@@ -33,7 +34,7 @@ from qconvert.steps.fuse import (
 )
 from qconvert.steps.fuse import RECORD as FUSE_RECORD
 from qconvert.steps.session import Session
-from qconvert.workspace import digest, file_digest, write_atomically
+from qconvert.workspace import TEMPORARY, digest, file_digest, write_atomically
 
 RECORD = "convert.json"
 PLAN = "plan.json"
@@ -208,6 +209,14 @@ def _inputs(session: Session, other_size: OtherSize | None) -> list[dict[str, An
     return found
 
 
+def _write_candidate(session: Session, candidate: Path, content: bytes) -> None:
+    try:
+        write_atomically(candidate, content)
+    except OutputError as error:
+        error.where = str(session.workspace.path(INT8))  # the name that a user knows
+        raise
+
+
 def _proved(
     session: Session,
     content: bytes,
@@ -216,9 +225,9 @@ def _proved(
     other_size: OtherSize | None,
 ) -> tuple[Coverage, Verification]:
     """Coverage and verification of the file that is about to be written."""
-    candidate = session.workspace.path(f".{INT8}.candidate")
+    candidate = session.workspace.path(f".{INT8}.candidate{TEMPORARY}")
     try:
-        write_atomically(candidate, content)
+        _write_candidate(session, candidate, content)
         with session.voice.busy("verifying the file in a fresh process"):
             works = other_size is not None and other_size.why_not is None
             others = [other_size.inputs] if other_size is not None and works else []

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from qconvert import torchscript
-from qconvert.errors import FusionError, ImageSizeError, ModelInputError
+from qconvert.errors import (
+    FusionError,
+    ImageSizeError,
+    ModelInputError,
+    NotFiniteImageError,
+)
 from qconvert.images.preprocess import Inputs
 from qconvert.measurement.accuracy import check_classes
 from qconvert.measurement.difference import relative_difference
@@ -178,8 +183,12 @@ def _difference(session: Session, *models: Callable[..., Any]) -> float:
     """The largest difference of the models on real images, as a share of the largest output."""
     difference = 0.0
     with torch.inference_mode():
-        for inputs in session.proofs:
+        for path, inputs in zip(session.proof_files, session.proofs, strict=True):
             original = tensors(session.float_model.module(*inputs))
+            if not all(bool(torch.isfinite(value).all()) for value in original.values()):
+                raise NotFiniteImageError(
+                    "the float model computes NaN or infinity on this image", where=str(path)
+                )
             for model in models:
                 difference = max(difference, relative_difference(original, _result(model, inputs)))
     if not difference <= TOLERANCE:

@@ -117,7 +117,7 @@ def run_convert(session: Session) -> Outcome:
         f"verified in a fresh process at batch sizes "
         f"{' and '.join(map(str, verification['batch_sizes']))}: largest difference "
         f"{verification['largest_difference']:.1e} of the largest output",
-        _size_line(record),
+        _size_line(record, len(session.example)),
         *_in_float(coverage.in_float),
         *benchmark_step.notes(session, accuracy, latency),
     )
@@ -201,9 +201,11 @@ def _in_float(operators: Sequence[FloatOperator]) -> list[str]:
     ]
 
 
-def _size_line(record: dict[str, Any]) -> str:
+def _size_line(record: dict[str, Any], inputs: int) -> str:
     """At which heights and widths the file works."""
     other = record["other_size"]
+    if other is None and inputs > 1:
+        return "with several inputs no other height and width is tried"
     if other is None:
         return "the float model works at this height and width only, and so does the file"
     height, width = other["shape"][-2:]

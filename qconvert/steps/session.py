@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 
 from qconvert import __version__, torchscript
-from qconvert.errors import QConfigError, TransformError
+from qconvert.errors import BadImageError, QConfigError, TransformError
 from qconvert.images.decode import is_rotated
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.preprocess import Inputs, Preprocessed, Reader, Transformed
-from qconvert.images.stream import Progress, Size, sizes, unreadable
+from qconvert.images.stream import Progress, Size, all_unreadable, sizes, unreadable
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.models.source import FloatModel, build
@@ -104,7 +104,8 @@ class Session:
             rotated = sum(map(is_rotated, images.files))
             if rotated:
                 self.voice.say(
-                    f"{role}: {rotated} images are marked as rotated by their camera, which is "
+                    f"{role}: {rotated} image{'s are' if rotated > 1 else ' is'} marked as rotated "
+                    "by the camera, which is "
                     "ignored, as torchvision does (data.preprocess.exif: apply turns them)"
                 )
         return images
@@ -174,15 +175,20 @@ class Session:
         return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
     @cached_property
-    def example(self) -> Inputs:
-        """One real image, of the most frequent size."""
+    def example_file(self) -> Path:
+        """One calibration image, of the most frequent size."""
         first = self.calibration_images.files[0]
-        if self.sizes:
-            usual = set(next(iter(self.sizes.values())))
-            first = next((p for p in self.calibration_images.files if p in usual), first)
-        inputs = self.read(first)
+        if not self.sizes:
+            return first
+        usual = set(next(iter(self.sizes.values())))
+        return next((p for p in self.calibration_images.files if p in usual), first)
+
+    @cached_property
+    def example(self) -> Inputs:
+        """The inputs of `example_file`."""
+        inputs = self.inputs(self.example_file)
         if self.config.data.transform is not None:
-            again = self.read(first)
+            again = self.inputs(self.example_file)
             if not all(map(torch.equal, inputs, again)):
                 self.voice.say(
                     "data.transform gives another tensor for the same image each time: let it be "
@@ -192,12 +198,26 @@ class Session:
 
     @cached_property
     def proofs(self) -> list[Inputs]:
-        """Real inputs of one image each, drawn evenly from calibration: the example first, and the
-        smallest and the largest where sizes differ."""
+        """The inputs of each of `proof_files`."""
+        return [self.example, *(self.inputs(path) for path in self.proof_files[1:])]
+
+    def inputs(self, path: Path) -> Inputs:
+        """Those of one calibration image.
+
+        Raises BadImageError that names every calibration image that cannot be read."""
+        try:
+            return self.read(path)
+        except BadImageError as error:
+            raise all_unreadable(self.calibration_images, self.read) or error from None
+
+    @cached_property
+    def proof_files(self) -> tuple[Path, ...]:
+        """Images drawn evenly from calibration: the example first, and the smallest and the largest
+        where sizes differ."""
         images = self.calibration_images
         step = max(1, len(images) // PROOF_IMAGES)
         chosen = list(images.files[::step][:PROOF_IMAGES])
-        return [self.example, *(self.read(path) for path in (*chosen, *self.extremes))]
+        return (self.example_file, *chosen, *self.extremes)
 
     @property
     def extremes(self) -> tuple[Path, ...]:

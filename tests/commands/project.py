@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+# The command, as a process runs it.
+QCONVERT = (sys.executable, "-m", "qconvert")
 
 NETWORK = """
 import torch
@@ -70,8 +74,13 @@ class Project:
 
     def run(self, command: str, *options: str) -> Result:
         """`qconvert COMMAND my.yaml OPTIONS` in a fresh process, in the project's folder."""
+        return self.call(command, "my.yaml", *options)
+
+    def call(self, *arguments: str, within: Sequence[str] = ()) -> Result:
+        """`qconvert ARGUMENTS` in a fresh process, in the project's folder; `within` is a command
+        that runs it."""
         done = subprocess.run(
-            [sys.executable, "-m", "qconvert", command, "my.yaml", *options],
+            [*within, *QCONVERT, *arguments],
             cwd=self.folder,
             capture_output=True,
             text=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qconvert.errors import ImageError
+from qconvert.errors import LabelError, NoImagesError
 from qconvert.images.folder import ImageSet, read_folder
 
 NAMES = ["dog/b.png", "cat/z.JPG", "dog/a.jpeg", "cat/deep/er/a.bmp", "bird-2/x.png", "bird/x.webp"]
@@ -60,7 +60,7 @@ def test_no_labels_are_read_when_there_are_none(folder, save_image):
 
 def test_every_unknown_class_folder_is_named(folder):
     classes = write(folder / "classes.txt", "cats\ndog\nbird\n")
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(LabelError) as caught:
         read_folder(folder, "folders", classes)
     assert caught.value.facts == [
         f"folder 'bird-2' is not in {classes}; did you mean 'bird'?",
@@ -80,7 +80,7 @@ def test_every_unknown_class_folder_is_named(folder):
 def test_wrong_classes_file_is_refused(folder, content, fact):
     path = folder / "classes.txt"
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=fact) as caught:
+    with pytest.raises(LabelError, match=fact) as caught:
         read_folder(folder, "folders", path)
     assert caught.value.where == str(path)
 
@@ -94,7 +94,7 @@ def test_classes_file_with_a_byte_order_mark_is_read(folder):
 def test_images_outside_class_folders_are_refused(folder, save_image):
     for name in ("b.png", "a.png"):
         save_image(folder / name)
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(LabelError) as caught:
         read_folder(folder, "folders", None)
     assert caught.value.facts == ["2 images are in no class folder, the first is a.png"]
     assert "labels: none" in caught.value.fix
@@ -104,7 +104,7 @@ def test_images_outside_class_folders_are_refused(folder, save_image):
 def test_folder_without_images_is_refused(tmp_path, labels):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat/readme.txt").write_text("soon")
-    with pytest.raises(ImageError, match="there is no image in this folder") as caught:
+    with pytest.raises(NoImagesError, match="there is no image in this folder") as caught:
         read_folder(tmp_path, labels, None)
     assert caught.value.where == str(tmp_path)
 
@@ -173,3 +173,49 @@ def test_sample_of_more_than_there_are_is_all(folder):
     images = read_folder(folder, "none", None)
     assert images.sample(6, 1) == images.sample(100, 2) == images
     assert images.sample(2, 3).labels is None
+
+
+def test_files_that_are_no_images_are_counted_by_ending(folder):
+    for name in ("a.txt", "b.HEIC", "README", ".hidden.png", "c.npy"):
+        (folder / name).write_text("no image")
+    images = read_folder(folder, "none", None)
+    assert names(images) == sorted(NAMES)
+    assert images.notes == (
+        "files that are no images are left out: 1 without ending, 1 .heic, 1 .npy, 2 .txt",
+    )
+
+
+def test_arrays_are_images_where_there_are_no_others(tmp_path):
+    for name in ("cat/b.npy", "dog/a.NPY"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    images = read_folder(tmp_path, "folders", None)
+    assert (names(images), images.labels, images.notes) == (["cat/b.npy", "dog/a.NPY"], (0, 1), ())
+
+
+def test_folder_of_other_files_says_which(tmp_path):
+    for name in ("a.heic", "b.heic", "c.tar"):
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(NoImagesError) as caught:
+        read_folder(tmp_path, "none", None)
+    assert caught.value.facts == [
+        "there is no image in this folder; it has other files: 2 .heic, 1 .tar"
+    ]
+    assert ".npy" in caught.value.fix
+
+
+def test_link_that_leads_back_is_followed_once(folder):
+    (folder / "cat/loop").symlink_to(folder, target_is_directory=True)
+    assert names(read_folder(folder, "folders", None)) == sorted(NAMES)
+
+
+def test_images_left_out_are_counted_and_change_the_digest(folder):
+    images = read_folder(folder, "folders", None)
+    assert images.without([]) == images
+    left = images.without([images.files[1], images.files[4]])
+    assert names(left) == [name for i, name in enumerate(sorted(NAMES)) if i not in (1, 4)]
+    assert [left.classes[i] for i in left.labels] == [n.split("/")[0] for n in names(left)]
+    assert (left.skipped, images.skipped) == (2, 0)
+    assert left.digest != images.digest
+    with pytest.raises(NoImagesError, match="none of the 6 images can be read"):
+        images.without(images.files)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +12,47 @@ import pytest
 import torch
 from PIL import Image
 
-from qconvert.errors import ImageError
+from qconvert.errors import LabelError, NotFiniteImageError
 from qconvert.images.folder import ImageSet, read_folder
-from qconvert.measurement.accuracy import compare, outputs
+from qconvert.images.preprocess import Inputs, Preprocessed
+from qconvert.measurement.accuracy import Comparison, check_classes, compare
 from qconvert.qconfig import Preprocess
 
 CLASSES = 7
 
 
-def image_set(labels: list[int] | None, count: int = 4, classes: int = CLASSES) -> ImageSet:
-    """Images that are only counted here."""
+def image_set(labels: list[int] | None, count: int = 4, classes: int | None = CLASSES) -> ImageSet:
+    """Images that are only counted here; without `classes` their labels are indexes alone."""
     files = tuple(Path(f"{i}.png") for i in range(count))
-    names = None if labels is None else tuple(f"class {i}" for i in range(classes))
+    names = None if None in (labels, classes) else tuple(f"class {i}" for i in range(classes))
     return ImageSet(Path("images"), files, None if labels is None else tuple(labels), names, "")
+
+
+class Numbered:
+    """Reads `3.png` as the number 3."""
+
+    def __call__(self, path: Path) -> Inputs:
+        return (torch.tensor([int(path.stem)]),)
+
+    def size(self, path: Path) -> None:
+        return None
+
+
+def compared(
+    reference: np.ndarray | Sequence,
+    measured: np.ndarray | Sequence,
+    images: ImageSet,
+    answers: bool = True,
+) -> Comparison:
+    """Of two models whose outputs for image i are row i."""
+    return compare(
+        lambda i: torch.as_tensor(np.asarray(reference, np.float32))[i],
+        lambda i: torch.as_tensor(np.asarray(measured, np.float32))[i],
+        images,
+        Numbered(),
+        answers=answers,
+        batch_size=2,
+    )
 
 
 def ranked(*rankings: str) -> np.ndarray:
@@ -40,7 +70,7 @@ MEASURED = ranked("0123456", "2301456", "2013456", "0124536")
 
 def test_shares_are_those_of_the_labels() -> None:
     """Float: right, right, fifth, last. Measured: right, fourth, fifth, seventh."""
-    found = compare(FLOAT, MEASURED, image_set([0, 1, 4, 6]))
+    found = compared(FLOAT, MEASURED, image_set([0, 1, 4, 6]))
     assert found.images == 4
     shares = ("float_top1", "top1", "float_top5", "top5", "agreement")
     assert [getattr(found, name).value for name in shares] == [0.5, 0.25, 0.75, 0.75, 0.5]
@@ -50,13 +80,13 @@ def test_shares_are_those_of_the_labels() -> None:
 
 
 def test_sixth_place_is_not_in_the_first_five() -> None:
-    found = compare(FLOAT, MEASURED, image_set([5, 5, 5, 5]))
+    found = compared(FLOAT, MEASURED, image_set([5, 5, 5, 5]))
     assert (found.float_top5.value, found.top5.value) == (0.0, 0.25)
     assert found.top1_drop == 0.0
 
 
 def test_better_than_float_is_a_negative_drop() -> None:
-    assert compare(MEASURED, FLOAT, image_set([0, 1, 2, 3])).top1_drop == -0.5
+    assert compared(MEASURED, FLOAT, image_set([0, 1, 2, 3])).top1_drop == -0.5
 
 
 @pytest.mark.parametrize(
@@ -74,7 +104,7 @@ def test_of_equal_outputs_the_first_class_is_the_answer(
 ) -> None:
     """In top-1, top-5 and agreement alike; the measured model answers 0."""
     measured = np.float32([[3, 0, 0, 0, 0, 0, 0]])
-    found = compare(np.float32([reference]), measured, image_set([label], 1))
+    found = compared([reference], measured, image_set([label], 1))
     shares = (found.float_top1.value, found.float_top5.value, found.agreement.value)
     assert shares == (top1, top5, agreement)
 
@@ -83,12 +113,12 @@ def test_of_equal_outputs_the_first_class_is_the_answer(
 def test_first_of_a_thousand_equal_outputs_is_the_answer(label: int, top1: int, top5: int) -> None:
     """Sorting many values needs care that few do not."""
     same = np.ones((1, 1000), np.float32)
-    found = compare(same, same, image_set([label], 1, 1000))
+    found = compared(same, same, image_set([label], 1, 1000))
     assert (found.top1.value, found.top5.value, found.agreement.value) == (top1, top5, 1)
 
 
 def test_without_labels_there_is_only_agreement() -> None:
-    found = compare(FLOAT, MEASURED, image_set(None))
+    found = compared(FLOAT, MEASURED, image_set(None))
     assert (found.float_top1, found.top1, found.float_top5, found.top5) == (None,) * 4
     assert found.top1_drop is None
     assert found.agreement.value == 0.5
@@ -97,30 +127,106 @@ def test_without_labels_there_is_only_agreement() -> None:
 @pytest.mark.parametrize(("classes", "has_five"), [(5, False), (6, True)])
 def test_top5_of_five_classes_says_nothing(classes: int, has_five: bool) -> None:
     same = np.eye(classes, dtype=np.float32)
-    found = compare(same, same, image_set(list(range(classes)), classes, classes))
+    found = compared(same, same, image_set(list(range(classes)), classes, classes))
     assert (found.top5 is not None) == has_five
     assert found.top1.value == 1.0
 
 
 @pytest.mark.parametrize("classes", [CLASSES - 1, CLASSES + 1])
 def test_other_number_of_classes_is_an_error(classes: int) -> None:
-    with pytest.raises(ImageError, match=f"{classes} classes, the model has 7 outputs") as error:
-        compare(FLOAT, MEASURED, image_set([0, 1, 2, 3], classes=classes))
+    with pytest.raises(LabelError) as error:
+        check_classes(image_set([0, 1, 2, 3], classes=classes), CLASSES)
+    assert error.value.facts == [f"there are {classes} classes, the model has 7 outputs"]
+    assert error.value.where == "images"
     assert "data.classes" in (error.value.fix or "")
 
 
-def test_dense_output_gives_sqnr_only() -> None:
+def test_index_beyond_the_outputs_is_an_error() -> None:
+    with pytest.raises(LabelError) as error:
+        check_classes(image_set([0, 7, 2, 3], classes=None), CLASSES)
+    assert error.value.facts == ["there is a label 7, the model has 7 outputs"]
+    assert (error.value.fix or "").startswith("count labels from 0")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"), [(None, None), ([0, 1, 2, 3], CLASSES), ([0, 6, 1, 1], None)]
+)
+def test_labels_that_the_model_can_have_pass(labels: list[int] | None, classes) -> None:
+    check_classes(image_set(labels, classes=classes), CLASSES)
+
+
+def test_labels_may_be_indexes_without_class_names() -> None:
+    named, indexes = image_set([0, 1, 4, 6]), image_set([0, 1, 4, 6], classes=None)
+    assert indexes.classes is None
+    assert compared(FLOAT, MEASURED, indexes) == compared(FLOAT, MEASURED, named)
+
+
+# Two classes on 1 x 4 pixels: float answers 0 1 1 0.
+MAP = [[[1, 0, 0, 1]], [[0, 1, 1, 0]]]
+MAPS_OF = {
+    4: MAP,
+    3: [[[1, 0, 0, 0]], [[0, 1, 1, 1]]],
+    1: [[[0, 0, 1, 0]], [[1, 1, 0, 1]]],
+}
+
+
+def test_dense_map_gives_the_share_of_equal_pixels() -> None:
+    """4, 3 and 1 of 4 pixels; labels of images say nothing about it."""
+    measured = [MAPS_OF[count] for count in (4, 3, 1)]
+    found = compared([MAP] * 3, measured, image_set([0, 1, 1], 3, 2))
+    assert found.agreement.value == pytest.approx((4 + 3 + 1) / 12)
+    assert found.agreement.low == 0.25
+    assert found.agreement.high == 1.0
+    assert (found.float_top1, found.top1, found.float_top5, found.top5) == (None,) * 4
+    assert found.top1_drop is None
+
+
+def test_maps_may_have_a_size_each() -> None:
+    sizes = [(1, 4), (3, 2), (5, 1)]
+
+    def reference(i: torch.Tensor) -> torch.Tensor:
+        height, width = sizes[int(i)]
+        return torch.arange(2.0 * height * width).reshape(1, 2, height, width)
+
+    images = image_set(None, 3)
+    same = compare(reference, reference, images, Numbered(), answers=True, batch_size=1)
+    assert (same.agreement.value, same.cosine.value, same.sqnr_db.value) == (
+        1,
+        pytest.approx(1),
+        200,
+    )
+    turned = compare(
+        reference, lambda i: reference(i).flip(1), images, Numbered(), answers=True, batch_size=1
+    )
+    assert turned.agreement.value == 0
+
+
+def test_numbers_have_cosine_and_sqnr_only() -> None:
     """Labels that such a model cannot have are no error."""
     reference = np.full((4, 3, 5, 5), 10, np.float32)
-    found = compare(reference, reference - 1, image_set([0, 0, 1, 1], classes=2))
+    found = compared(reference, reference - 1, image_set([0, 0, 1, 1], classes=2), answers=False)
     assert found.sqnr_db.value == pytest.approx(20)
-    assert set(found.model_dump(exclude={"images", "sqnr_db"}).values()) == {None}
+    assert found.cosine.value == pytest.approx(1)
+    measured = {"images", "sqnr_db", "cosine", "lowest_cosine"}
+    assert set(found.model_dump(exclude=measured).values()) == {None}
 
 
-def test_one_output_an_image_is_no_answer() -> None:
-    """A score or a logit of two classes: the largest of one output is always the same."""
-    reference, measured = np.float32([[3], [-3], [2], [-1]]), np.float32([[-3], [3], [-2], [1]])
-    assert compare(reference, measured, image_set(None)).agreement is None
+def test_cosine_is_of_each_image_and_then_averaged() -> None:
+    """Angles of 0, 90, 60 and 180 degrees; lengths do not matter."""
+    reference = [[1, 0], [0, 2], [3, 0], [1, 1]]
+    measured = [[5, 0], [1, 0], [1, math.sqrt(3)], [-2, -2]]
+    found = compared(reference, measured, image_set(None), answers=False)
+    assert found.cosine.value == pytest.approx((1 + 0 + 0.5 - 1) / 4)
+    assert found.lowest_cosine == pytest.approx(-1)
+    assert -1 <= found.cosine.low < found.cosine.value < found.cosine.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("measured", "cosine"), [([[0, 0]], 1), ([[0, 1]], 0)], ids=["as float", "unlike float"]
+)
+def test_cosine_of_an_output_of_zeros(measured: list[list[float]], cosine: float) -> None:
+    found = compared([[0, 0]], measured, image_set(None, 1), answers=False)
+    assert (found.cosine.value, found.lowest_cosine) == (cosine, cosine)
 
 
 @pytest.mark.parametrize(
@@ -136,45 +242,48 @@ def test_one_output_an_image_is_no_answer() -> None:
         ([[0, 0], [0, 0]], [[1, 0], [0, 1]], -200),
     ],
 )
-def test_sqnr_of_known_outputs(reference, measured, expected: float) -> None:
+@pytest.mark.parametrize("answers", [True, False])
+def test_sqnr_of_known_outputs(reference, measured, expected: float, answers: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = compare(np.float32(reference), np.float32(measured), image_set(None, 2)).sqnr_db
+        found = compared(reference, measured, image_set(None, 2), answers).sqnr_db
     assert found.value == pytest.approx(expected, abs=1e-4)
     assert -200 <= found.low <= found.value + 1e-9
     assert found.value - 1e-9 <= found.high <= 200
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_images_on_which_float_is_not_finite_are_named(value: float) -> None:
+    reference = [[1, 2], [value, 1], [0, 1], [0, value]]
+    with pytest.raises(NotFiniteImageError) as error:
+        compared(reference, [[1, 2]] * 4, image_set(None))
+    assert error.value.facts == [
+        f"{i}.png: the float model computes NaN or infinity" for i in (1, 3)
+    ]
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_outputs_are_in_the_order_of_the_files(tmp_path: Path, batch_size: int) -> None:
+def test_labels_meet_the_image_of_their_file(tmp_path: Path, batch_size: int) -> None:
+    """Image i is of class i % 3, and float says so for the first twelve of 17."""
     for i in range(17):
-        Image.new("RGB", (6, 4), (i, 2 * i, 3 * i)).save(tmp_path / f"{i:02}.png")
-    models = {
-        "mean": lambda x: x.mean((2, 3)),
-        "dense": lambda x: 2 * x,
-    }
-    images = read_folder(tmp_path, "none", None)
+        (tmp_path / f"{i % 3}").mkdir(exist_ok=True)
+        Image.new("RGB", (6, 4), (i, 0, 0)).save(tmp_path / f"{i % 3}" / f"{i:02}.png")
+    images = read_folder(tmp_path, "folders", None)
     seen: list[tuple[int, int]] = []
-    found = outputs(
-        models,
+
+    def classes(x: torch.Tensor) -> torch.Tensor:
+        i = int(x[0, 0, 0, 0].round())
+        return torch.eye(3)[[i % 3 if i < 12 else (i + 1) % 3]]
+
+    found = compare(
+        classes,
+        lambda x: classes(x) * 2,
         images,
-        Preprocess(mean=(0.0,), std=(1 / 255,)),
+        Preprocessed(Preprocess(mean=(0.0,), std=(1 / 255,))),
+        answers=True,
         batch_size=batch_size,
         progress=lambda done, total: seen.append((done, total)),
     )
-    expected = np.outer(np.arange(17), [1, 2, 3])
-    np.testing.assert_allclose(found["mean"], expected, atol=1e-3)
-    assert found["dense"].shape == (17, 3, 4, 6)
-    np.testing.assert_allclose(found["dense"][:, :, 3, 5], 2 * expected, atol=1e-3)
-    assert {values.dtype for values in found.values()} == {np.dtype(np.float32)}
+    assert found.float_top1.value == found.top1.value == 12 / 17
+    assert found.agreement.value == 1
     assert (seen[0], seen[-1]) == ((0, 17), (17, 17))
-
-
-def test_outputs_of_every_model_are_of_the_same_input(tmp_path: Path, save_image) -> None:
-    for i in range(3):
-        save_image(tmp_path / f"{i}.png", seed=i)
-    images = read_folder(tmp_path, "none", None)
-    model = torch.nn.Flatten()
-    found = outputs({"a": model, "b": model}, images, Preprocess(), batch_size=2)
-    assert np.array_equal(found["a"], found["b"])
-    assert not np.array_equal(found["a"][0], found["a"][1])

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qconvert.errors import ModelError
-from qconvert.models.source import FloatModel, build, code_digests
+from qconvert.errors import SourceError
+from qconvert.models.source import FloatModel, build
 from qconvert.qconfig import ModelSection
+from qconvert.user_code import digests_now
 
 NET = """\
 from torch import nn
@@ -77,7 +78,7 @@ def test_sibling_import_works_and_is_listed(tmp_path, monkeypatch, lazy, package
     built = model("proj_main" if package else tmp_path / "proj_main.py", "make")
     names = {"proj_main.py", f"{sibling}.py"}
     assert set(built.code) == {str(tmp_path / name) for name in names}
-    assert code_digests(built.code) == built.code
+    assert digests_now(built.code) == built.code
 
 
 def test_code_digests_tell_changed_and_lost_files(tmp_path):
@@ -85,11 +86,11 @@ def test_code_digests_tell_changed_and_lost_files(tmp_path):
     main = write(tmp_path / "proj_digest.py", "from sib_digest import net\n")
     code = model(main, "net").code
     write(tmp_path / "sib_digest.py", NET + "# changed\n")
-    assert {path for path, digest in code_digests(code).items() if digest != code[path]} == {
+    assert {path for path, digest in digests_now(code).items() if digest != code[path]} == {
         str(tmp_path / "sib_digest.py")
     }
     main.unlink()
-    assert code_digests(code)[str(main)] == ""
+    assert digests_now(code)[str(main)] == ""
 
 
 def test_building_twice_gives_equal_weights_and_code(tmp_path):
@@ -119,14 +120,14 @@ def test_checkpoint_is_loaded(tmp_path):
         ("proj_y.nets:net", "there is no module 'proj_y.nets' to import"),
         ("proj_x:size", "proj_x:size is not callable"),
         ("proj_x:words", "proj_x:words returned str, not a torch.nn.Module"),
-        ("proj_x", "'proj_x' is not a model source"),
-        ("proj_x:", "'proj_x:' is not a model source"),
+        ("proj_x", "'proj_x' names no callable"),
+        ("proj_x:", "'proj_x:' names no callable"),
     ],
 )
 def test_wrong_source_is_refused(tmp_path, monkeypatch, source, fact):
     write(tmp_path / "proj_x.py", f"{NET}\nsize = 3\ndef words(): return 'net'\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(SourceError) as caught:
         model(source.format(here=tmp_path))
     assert caught.value.facts == [fact.format(here=tmp_path)]
     assert caught.value.where == "model.source"
@@ -152,7 +153,7 @@ def test_error_in_the_users_code_names_file_and_line(
 ):
     path = write(tmp_path / "proj_bad.py", text)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(SourceError) as caught:
         model("proj_bad" if package else path, "make")
     assert error in str(caught.value)
     assert f"{path}:{line}" in str(caught.value)
@@ -160,13 +161,13 @@ def test_error_in_the_users_code_names_file_and_line(
 
 def test_syntax_error_names_file_and_line(tmp_path):
     path = write(tmp_path / "proj_syntax.py", "x = 1\ndef make(:\n")
-    with pytest.raises(ModelError, match=r"SyntaxError.*proj_syntax\.py, line 2"):
+    with pytest.raises(SourceError, match=r"SyntaxError.*proj_syntax\.py, line 2"):
         model(path, "make")
 
 
 def test_unknown_keyword_argument_is_named(tmp_path):
     path = write(tmp_path / "proj_kwargs.py", NET)
-    with pytest.raises(ModelError, match="unexpected keyword argument 'wdth'") as caught:
+    with pytest.raises(SourceError, match="unexpected keyword argument 'wdth'") as caught:
         model(path, "net", kwargs={"wdth": 3})
     assert "qconvert/models/source.py" not in str(caught.value)
 
@@ -176,5 +177,55 @@ def test_error_in_a_parent_package_is_shown(tmp_path, monkeypatch, error):
     write(tmp_path / "proj_parent/__init__.py", f"raise {error}\n")
     write(tmp_path / "proj_parent/nets.py", NET)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=r"broken|no proj_cuda here"):
+    with pytest.raises(SourceError, match=r"broken|no proj_cuda here"):
         model("proj_parent.nets:net")
+
+
+def test_source_with_random_weights_builds_the_same_each_time(tmp_path):
+    path = write(tmp_path / "proj_random.py", NET)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = model(path, "net").module[0].weight
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert torch.equal(model(path, "net").module[0].weight, first)
+
+
+def test_source_that_leaves_the_process_is_an_error(tmp_path):
+    path = write(tmp_path / "proj_exit.py", "def make(): raise SystemExit(2)\n")
+    with pytest.raises(SourceError, match="raised SystemExit: 2"):
+        model(path, "make")
+
+
+def test_notes_are_those_of_the_checkpoint(tmp_path):
+    path = write(tmp_path / "proj_notes.py", NET)
+    state = {"module.0.weight": torch.ones(4, 3, 1, 1), "module.0.bias": torch.ones(4)}
+    torch.save(state, tmp_path / "w.pt")
+    assert model(path, "net").notes == ()
+    assert model(path, "net", checkpoint=tmp_path / "w.pt").notes == (
+        "the prefix 'module.' of its names is dropped",
+    )
+
+
+def test_torchvision_model_with_a_pretrained_backbone_downloads_nothing():
+    built = model("torchvision:lraspp_mobilenet_v3_large", kwargs={"num_classes": 2})
+    with torch.inference_mode():
+        assert built.module(torch.zeros(1, 3, 32, 32))["out"].shape == (1, 2, 32, 32)
+    assert built.preprocess == {}
+
+
+def test_timm_model_comes_with_its_preprocessing():
+    pytest.importorskip("timm")
+    built = model("timm:mobilenetv3_small_050.lamb_in1k", kwargs={"num_classes": 7})
+    assert built.preprocess == {
+        "channels": 3, "resize": 256, "crop": [224, 224], "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+    }  # fmt: skip
+    assert built.code == {}
+
+
+def test_unknown_timm_model_is_named_with_the_nearest():
+    pytest.importorskip("timm")
+    with pytest.raises(SourceError) as caught:
+        model("timm:resnet81")
+    assert caught.value.facts[0].startswith("timm has no model 'resnet81'; did you mean 'resnet")

@@ -36,6 +36,8 @@ ACCURACY = Comparison(
     float_top5=interval(0.9912, 0.9855, 0.9966),
     top5=interval(0.9877, 0.9788, 0.9899),
     agreement=interval(0.97, 0.9611, 0.9722),
+    cosine=interval(0.99123, 0.98111, 0.99444),
+    lowest_cosine=0.87654,
     sqnr_db=interval(31.44, 30.11, 32.22),
 )
 UNLABELLED = ACCURACY.model_copy(
@@ -110,6 +112,7 @@ def report(accuracy: Comparison = ACCURACY, **limits: float) -> Report:
     [
         ("max_accuracy_drop", 0.003, 0.00299),
         ("min_agreement", 0.97, 0.97001),
+        ("min_cosine", 0.99123, 0.99124),
         ("min_speedup", 2.5, 2.50001),
         ("max_size_ratio", 0.25, 0.24999),
         ("min_int8_macs", 0.75, 0.75001),
@@ -134,6 +137,7 @@ def test_budget_is_met_at_its_limit_and_missed_beyond(
         (DENSE, {"min_agreement": 0.0}, False),
         (DENSE, {"max_accuracy_drop": 1.0}, False),
         (DENSE, {"min_speedup": 1.0}, True),
+        (DENSE, {"min_cosine": 0.99}, True),
     ],
 )
 def test_what_cannot_be_measured_is_not_met(
@@ -207,6 +211,12 @@ def test_markdown_holds_every_figure(shown: str) -> None:
     assert shown in to_markdown(report(min_speedup=3, max_size_ratio=0.3))
 
 
+def test_markdown_holds_the_cosine_where_there_are_no_answers() -> None:
+    shown = to_markdown(report(DENSE))
+    assert "| cosine with float |  | 0.99123 (0.98111 to 0.99444) |" in shown
+    assert "| lowest cosine of an image |  | 0.87654 |" in shown
+
+
 @pytest.mark.parametrize("accuracy", [ACCURACY, UNLABELLED, DENSE])
 def test_rows_have_their_cells_also_with_pipes_in_them(accuracy: Comparison) -> None:
     """A renderer splits a row at each pipe that is not escaped; a table ends at an empty line."""
@@ -225,7 +235,7 @@ def test_rows_have_their_cells_also_with_pipes_in_them(accuracy: Comparison) -> 
     [
         (ACCURACY, ["top-1", "top-5", "same answer as float", "SQNR of the outputs"]),
         (UNLABELLED, ["same answer as float", "SQNR of the outputs"]),
-        (DENSE, ["SQNR of the outputs"]),
+        (DENSE, ["cosine with float", "lowest cosine of an image", "SQNR of the outputs"]),
     ],
 )
 def test_accuracy_has_rows_for_what_was_measured(accuracy: Comparison, names: list[str]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qconvert import torchscript
 from qconvert.errors import VerificationError
 from qconvert.images.preprocess import Inputs
-from qconvert.quantization.lowering.verification import verify, why_not_at
+from qconvert.quantization.lowering.verification import verify
 
 IMAGES = [(x,) for x in torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)).split(1)]
 WEIGHT = torch.randn(108, 5, generator=torch.Generator().manual_seed(1))
@@ -243,20 +243,3 @@ def test_size_at_which_the_file_fails_is_named(tmp_path: Path) -> None:
 def test_images_of_several_sizes_are_compared_each(tmp_path: Path) -> None:
     found = verify(save(pooled, tmp_path), pooled, [*IMAGES[:2], *SMALL], pooled)
     assert (found.outputs_vary, found.batch_sizes) == (True, (1, 3))
-
-
-@pytest.mark.parametrize(
-    ("function", "inputs", "reason"),
-    [
-        (pooled, SMALL[0], None),
-        (at_6_x_6, IMAGES[0], None),
-        (at_6_x_6, SMALL[0], "differs from the model in memory by 0.44 of its output"),
-        (right, SMALL[0], "mat1 and mat2 shapes cannot be multiplied (1x60 and 108x5)"),
-    ],
-    ids=["any size", "own size", "other values", "fails"],
-)
-def test_reason_why_a_traced_module_is_not_right_at_a_size(
-    function: Network, inputs: Inputs, reason: str | None
-) -> None:
-    found = why_not_at(traced(function), pooled, inputs)
-    assert found is None if reason is None else reason in found
