@@ -57,6 +57,7 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModul
         except RuntimeError as error:
             # Without the values of all tensors, which torch prints.
             reason = re.sub(r" \(.*\) (?=of traced region)", " ", str(error), flags=re.DOTALL)
+            reason = re.sub(r"^(\D*? type of) (\w*).*\n:", r"\1 \2: ", reason, flags=re.DOTALL)
             raise UnsupportedError(
                 f"TorchScript cannot hold the model: {reason.strip().splitlines()[0]}",
                 where="model.source",

@@ -26,10 +26,10 @@ from qconvert.errors import (
 
 # Where training scripts put the weights, in the order in which they are preferred.
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net", "ema")
-# What wrappers put before every key: DataParallel, Lightning and others, torch.compile.
-PREFIXES = ("module.", "model.", "_orig_mod.")
-# torch.compile of a part of a model puts this inside its keys.
-_COMPILED = "_orig_mod."
+# What wrappers put before every key: DataParallel, Lightning and others.
+PREFIXES = ("module.", "model.")
+# What torch.compile puts before the keys of the model or the part that it has compiled.
+COMPILED = "_orig_mod."
 # What torch says when a pickle names a class or function beyond tensors.
 _NEEDS_CODE = re.compile(r"Unsupported (global|class)|allowed global|Trying to", re.IGNORECASE)
 # What torch.save wrote before 1.6: a magic number, two headers, the content and its storages' keys,
@@ -39,6 +39,10 @@ _LEGACY_PICKLES = 5
 _COUNTER = "num_batches_tracked"
 # Left in state_dicts by weight averaging (torch.optim.swa_utils) and by thop; no weights.
 _NO_WEIGHTS = ("n_averaged", "total_ops", "total_params", _COUNTER)
+
+
+# So far down a state_dict is looked for, to name it.
+_DEEPEST = 3
 
 
 def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str, ...]:
@@ -59,6 +63,8 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str
     if half:
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half))
         notes.append(f"{names} weights are raised to float32")
+    if nan := [k for k, v in state.items() if _holds_nan(v)]:
+        notes.append(f"there is NaN in {_some(nan)}")
     ordered = OrderedDict(state)
     # The versions of the modules' formats, by which torchvision tells old checkpoints.
     ordered._metadata = getattr(  # type: ignore[attr-defined]
@@ -83,7 +89,7 @@ def _read(path: Path) -> Any:
             where=str(path),
             fix="let this user read it, or name another file",
         ) from None
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -108,9 +114,20 @@ def _read(path: Path) -> Any:
                 fix="save its weights: "
                 "torch.save(torch.jit.load('model.pt').state_dict(), 'weights.pt')",
             ) from None
+        if _is_git_lfs_pointer(path):
+            raise CheckpointFileError(
+                "is a pointer of Git LFS: the file itself has not been fetched",
+                where=str(path),
+                fix="git lfs pull",
+            ) from None
         raise CheckpointFileError(
             "is no checkpoint that torch.save wrote, or a damaged one", where=str(path)
         ) from None
+
+
+def _is_git_lfs_pointer(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(64).startswith(b"version https://git-lfs")
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -126,12 +143,20 @@ def _unsafe(path: Path, found: list[str]) -> UnsafeCheckpointError:
     layers = [n for n in found if n.startswith("torch.nn.modules.")]
     harmless = ("torch.", "collections.", "__builtin__.set")
     names = [n for n in found if n in layers or not n.startswith(harmless)]
+    loaded = f"torch.load({path.name!r}, weights_only=False)"
     if layers:
         fact = "is a whole pickled module, not weights: loading it would run code"
+        weights, hint = f"{loaded}.state_dict()", ""
     else:
         fact = "holds more than weights: loading it could run code"
+        weights, hint = f"{loaded}['model']", ", where 'model' is the key that they are under"
     named = f" (it names {', '.join(names[:5])})" if names else ""
-    return UnsafeCheckpointError(f"{fact}, which qconvert never does{named}", where=str(path))
+    return UnsafeCheckpointError(
+        f"{fact}, which qconvert never does{named}",
+        where=str(path),
+        fix=f"where you trust the file, save its weights alone: torch.save({weights}, "
+        f"'weights-only.pt'){hint}",
+    )
 
 
 def _globals(path: Path) -> list[str] | None:
@@ -199,8 +224,24 @@ def _state_dict(
     raise CheckpointFileError(
         f"holds no state_dict (a mapping of names to tensors){keys}",
         where=str(path),
-        fix="name the part that holds it with `model.checkpoint_key`" if nested else None,
+        fix=_name_the_part(nested) if nested else None,
     )
+
+
+def _name_the_part(content: Mapping[Any, Any]) -> str:
+    """The fix for weights under an unusual name; with that name, if there is one below."""
+    found: list[str] = []
+
+    def look(part: Any, keys: tuple[str, ...]) -> None:
+        if keys and _tensors(part):
+            found.append(".".join(keys))
+        elif isinstance(part, Mapping) and len(keys) < _DEEPEST:
+            for key, item in part.items():
+                look(item, (*keys, str(key)))
+
+    look(content, ())
+    named = f", as {' or '.join(map(repr, found[:3]))}" if found else ""
+    return f"name the part that holds it with `model.checkpoint_key`{named}"
 
 
 def _tensors(content: Any) -> Mapping[str, Tensor]:
@@ -223,14 +264,12 @@ def _named_as(
 ) -> dict[str, Tensor]:
     """The weights under the model's own names: without the prefixes of wrappers, if with them gone
     more names are the model's; and without what is no weight."""
-    compiled = any(_COMPILED in name for name in model)  # then it is the model's own name
+    if any(COMPILED in name for name in state) and not any(COMPILED in name for name in model):
+        notes.append(f"{COMPILED!r} is dropped from its names")
+        state = {name.replace(COMPILED, ""): value for name, value in state.items()}
 
     def named_without(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix).replace(_COMPILED, _COMPILED if compiled else ""): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
+        return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
 
     prefix = max(_prefixes(state), key=lambda p: (len(named_without(p).keys() & model), -len(p)))
     named = named_without(prefix)
@@ -253,6 +292,11 @@ def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
             before + p for p in PREFIXES if any(name.startswith(before + p) for name in state)
         ]
     return found
+
+
+def _holds_nan(value: Tensor) -> bool:
+    # As float32: torch looks for no NaN in 8 bits.
+    return value.is_floating_point() and bool(value.float().isnan().any())
 
 
 def _some(names: list[str]) -> str:

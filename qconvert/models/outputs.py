@@ -36,6 +36,8 @@ def tensors(value: Any) -> dict[str, Tensor]:
 
 def _collect(value: Any, name: str, found: dict[str, Tensor]) -> None:
     if isinstance(value, Tensor):
+        if name in found:
+            raise ModelOutputError(f"two outputs have the name {name!r}", where="model.source")
         found[name] = value
     elif isinstance(value, Mapping):
         for key, item in value.items():
@@ -91,4 +93,4 @@ def are_answers(output: Tensor, asked: str) -> bool:
     if asked != "auto" or not shaped:
         return shaped and asked != "none"
     lengths = output.double().square().sum(1).sqrt()
-    return bool(output.dim() == 4 or ((lengths - 1).abs() > _UNIT).any())
+    return bool(output.dim() == 4 or not ((lengths - 1).abs() <= _UNIT).all())

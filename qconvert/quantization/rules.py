@@ -43,6 +43,8 @@ def why_impossible(graph: GraphModule, node: Node, kind: str) -> str | None:
         if node.op != "call_module":
             return "its weight is not constant"
         return _why_not_convolution(module_of(graph, node), node, kind)
+    if isinstance(node.target, type) and issubclass(node.target, tuple):
+        return "it holds the model's outputs"  # a named tuple
     if kind == "add":
         terms = tensor_inputs(node)
         if len(terms) != 2 or "alpha" in node.kwargs or len(node.args) > 2:

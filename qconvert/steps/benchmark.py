@@ -117,7 +117,8 @@ def _busy(latency: list[Latency]) -> list[str]:
         if row.unsteady:
             found.append(
                 f"Latency of {', '.join(row.unsteady)} at batch {row.batch_size}, {row.threads} "
-                f"thread{'s' if row.threads > 1 else ''} scatters by more than a quarter: the machine was busy; measure again."
+                f"thread{'s' if row.threads > 1 else ''} scatters by more than a quarter: the "
+                "machine was busy; measure again."
             )
         single = [r for r in latency if r.batch_size == row.batch_size and r.threads == 1]
         if single and row.threads > 1:

@@ -130,19 +130,27 @@ class Session:
         """`data.preprocess`, where keys that are not set are the model library's own."""
         own = self.config.data.preprocess
         known = self.library_preprocess["values"]
-        if known:
-            shown = ", ".join(f"{key} {value}" for key, value in known.items())
-            self.voice.say(f"data.preprocess: the model's own where not set: {shown}")
         given = own.model_dump(exclude_unset=True)
         # A size of the user's own is not mixed with half of another.
-        geometry = {"resize", "crop"}
-        if geometry & given.keys():
-            known = {key: value for key, value in known.items() if key not in geometry}
+        size = {"resize", "crop"}
+        replaced = given.keys() | (size if size & given.keys() else set())
+        taken = {key: value for key, value in known.items() if key not in replaced}
+        if taken:
+            shown = ", ".join(
+                f"{key} {list(value) if isinstance(value, tuple) else value}"
+                for key, value in taken.items()
+            )
+            self.voice.say(f"data.preprocess: the model's own where not set: {shown}")
+        for key in known.keys() & (replaced - given.keys()):
+            (other,) = size - {key}
+            self.voice.say(
+                f"data.preprocess: no {key}: the model's own, {known[key]}, is for another {other}"
+            )
         try:
-            return Preprocess(**{**known, **given}) if known else own
+            return Preprocess(**{**taken, **given}) if known else own
         except ValueError as error:
             raise QConfigError(
-                f"data.preprocess does not go with the model's own ({known}): {error}",
+                f"data.preprocess does not go with the model's own ({taken}): {error}",
                 where="qconfig",
             ) from None
 

@@ -313,14 +313,16 @@ def test_timm_model_with_its_own_preprocessing_and_partly_another(project: Proje
     model = {"source": "timm:test_resnet", "kwargs": {"num_classes": 3}}
     project.qconfig(model=model, data={"calibration": "images"})
     said = well(project.run("fuse"))
-    own = "channels 3, resize 168, crop [160, 160], interpolation bilinear, mean (0.5, 0.5, 0.5)"
+    own = "channels 3, resize 168, crop [160, 160], interpolation bilinear, mean [0.5, 0.5, 0.5]"
     assert f"data.preprocess: the model's own where not set: {own}" in said
     assert project.record("fused.json")["input_shapes"] == [[1, 3, 160, 160]]
-    data = {"calibration": "images", "preprocess": {"crop": 64, "resize": 64, "mean": [0.25]}}
+    data = {"calibration": "images", "preprocess": {"resize": 64, "mean": [0.25]}}
     project.qconfig(model=model, data=data)
-    well(project.run("convert"))
+    said = well(project.run("convert"))
+    assert "where not set: channels 3, interpolation bilinear, std [0.5, 0.5, 0.5]" in said
+    assert "no crop: the model's own, [160, 160], is for another resize" in said
     steps = manifest(project)["preprocess"]
-    assert (steps["resize"], steps["crop"]) == (64, 64)
+    assert (steps["resize"], steps["crop"]) == (64, None)
     assert (steps["mean"], steps["std"]) == ([0.25], [0.5, 0.5, 0.5])
     assert shapes_of_file(project, [[1, 3, 64, 64]]) == [[1, 3]]
 

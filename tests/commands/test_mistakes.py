@@ -274,6 +274,11 @@ def usage(name: str, command: str, fact: str) -> Any:
     return pytest.param(nothing, command, False, 2, told, id=f"usage: {name}")
 
 
+SAVE_THE_PART = (
+    "where you trust the file, save its weights alone: torch.save(torch.load('weights.pt', "
+    "weights_only=False)['model'], 'weights-only.pt'), where 'model' is the key that they are under"
+)
+
 # fmt: off
 TABLE = [
     # ---- the command line
@@ -532,19 +537,21 @@ TABLE = [
     row("malicious", saved({"state_dict": {"0.weight": torch.zeros(1)}, "args": Malicious()}),
         "checkpoint-unsafe",
         "<project>/weights.pt: holds more than weights: loading it could run code, which "
-        "qconvert never does (it names posix.system)"),
+        "qconvert never does (it names posix.system)", fix=SAVE_THE_PART),
     row("malicious, of plain pickle", file("weights.pt", pickle.dumps(Malicious())),
         "checkpoint-file",
         "<project>/weights.pt: is no checkpoint that torch.save wrote, or a damaged one"),
     row("a whole module", saved(nn.Sequential(nn.ReLU())), "checkpoint-unsafe",
         "<project>/weights.pt: is a whole pickled module, not weights: loading it would run "
         "code, which qconvert never does (it names torch.nn.modules.container.Sequential, "
-        "torch.nn.modules.activation.ReLU)"),
+        "torch.nn.modules.activation.ReLU)",
+        fix="where you trust the file, save its weights alone: torch.save(torch.load("
+        "'weights.pt', weights_only=False).state_dict(), 'weights-only.pt')"),
     row("arguments of training in it",
         changed(lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)}),
         "checkpoint-unsafe",
         "<project>/weights.pt: holds more than weights: loading it could run code, which "
-        "qconvert never does (it names argparse.Namespace)"),
+        "qconvert never does (it names argparse.Namespace)", fix=SAVE_THE_PART),
 
     # ---- the images
     row("empty folder", both(folder("empty"), data(calibration="empty")), "no-images",
