@@ -155,8 +155,8 @@ def main() -> None:
     """The console script."""
 
     def end(number: int, frame: object) -> None:
-        # Once: what has to be put in order is, even when the signal comes again.
-        signal.signal(number, signal.SIG_IGN)
+        # The second time it ends the process at once: nobody must be kept from stopping it.
+        signal.signal(number, signal.SIG_DFL)
         raise _Ended(number)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

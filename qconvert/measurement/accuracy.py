@@ -85,7 +85,7 @@ def compare(
     wrong = [p for p, row in zip(images.files, rows, strict=True) if not math.isfinite(row.signal)]
     if wrong:
         raise NotFiniteImageError(
-            [f"{path}: the float model computes NaN or infinity on this image" for path in wrong]
+            [f"{path}: the float model computes NaN or infinity" for path in wrong]
         )
     cosines = np.array([row.cosine for row in rows])
     energies = np.array([(row.signal, row.noise) for row in rows])

@@ -590,7 +590,7 @@ TABLE = [
             arrays(np.full((16, 16, 3), np.nan, np.float32)),
             edit(("calibration: arrays", "calibration: images\n  evaluation: arrays")),
         ), "not-finite",
-        "<project>/arrays/0.npy: the float model computes NaN or infinity on this image"),
+        "<project>/arrays/0.npy: the float model computes NaN or infinity"),
     row("sizes that differ", both(source(FIXED_SIZE), other_size), "image-size",
         "<project>/images: the inputs have 2 sizes, as 16 x 16 from 1.png and 20 x 20 from 0.png, "
         "and the model fails: calling the model with an input of shape [1, 3, 20, 20] raised "
