@@ -211,7 +211,7 @@ class NotFiniteImageError(ImageError):
     """The float model itself computes NaN or infinity on an image."""
 
     name = "not-finite"
-    remedy = "remove the image, or correct the model or `data.preprocess`"
+    remedy = "remove the image; if all are named, correct the weights or `data.preprocess`"
 
 
 # ---- 5: conversion, verification

@@ -1,14 +1,8 @@
-"""Loads a state_dict into a model, never executing what a checkpoint holds."""
+"""Finds the weights in a checkpoint and loads them into a model."""
 
 from __future__ import annotations
 
 import difflib
-import io
-import pickle
-import pickletools
-import re
-import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +15,8 @@ from qconvert.errors import (
     FACTS_SHOWN,
     CheckpointFileError,
     CheckpointKeysError,
-    UnsafeCheckpointError,
 )
+from qconvert.models.checkpoint_file import read
 
 # Where training scripts put the weights, in the order in which they are preferred.
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net", "ema")
@@ -30,17 +24,10 @@ NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net", "ema")
 PREFIXES = ("module.", "model.")
 # What torch.compile puts before the keys of the model or the part that it has compiled.
 COMPILED = "_orig_mod."
-# What torch says when a pickle names a class or function beyond tensors.
-_NEEDS_CODE = re.compile(r"Unsupported (global|class)|allowed global|Trying to", re.IGNORECASE)
-# What torch.save wrote before 1.6: a magic number, two headers, the content and its storages' keys,
-# each a pickle; then the storages.
-_LEGACY_PICKLES = 5
 # Batch norms count batches since PyTorch 0.4.1; older checkpoints do not, and eval needs no count.
 _COUNTER = "num_batches_tracked"
 # Left in state_dicts by weight averaging (torch.optim.swa_utils) and by thop; no weights.
 _NO_WEIGHTS = ("n_averaged", "total_ops", "total_params", _COUNTER)
-
-
 # So far down a state_dict is looked for, to name it.
 _DEEPEST = 3
 
@@ -54,15 +41,16 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str
     """
     model = module.state_dict()
     notes: list[str] = []
-    found = _state_dict(_read(path), key, path, notes)
+    found = _state_dict(read(path), key, path, notes)
     state = _named_as(model, found, notes)
     facts = _differences(model, state)
     if facts:
         raise CheckpointKeysError(facts, where=str(path))
-    half = {v.dtype for v in state.values()} & {torch.float16, torch.bfloat16}
-    if half:
-        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in half))
-        notes.append(f"{names} weights are raised to float32")
+    other = {v.dtype for v in state.values() if v.is_floating_point()} - {torch.float32}
+    if other:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other))
+        verb = "rounded" if torch.float64 in other else "raised"
+        notes.append(f"{names} weights are {verb} to float32")
     if nan := [k for k, v in state.items() if _holds_nan(v)]:
         notes.append(f"there is NaN in {_some(nan)}")
     ordered = OrderedDict(state)
@@ -78,112 +66,6 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str
     except (RuntimeError, ValueError) as error:
         raise CheckpointKeysError(f"the model refuses it: {error}", where=str(path)) from error
     return tuple(notes)
-
-
-def _read(path: Path) -> Any:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise CheckpointFileError(
-            f"cannot be read: {error.strerror}",
-            where=str(path),
-            fix="let this user read it, or name another file",
-        ) from None
-    if path.suffix.lower() == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path, device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointFileError(
-                f"is not a safetensors file: {error}", where=str(path)
-            ) from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they announce is refused here, or harmless
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        refused = isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error))
-        if refused and (named := _globals(path)) is not None:
-            raise _unsafe(path, named) from None
-        if _is_torchscript(path):
-            raise CheckpointFileError(
-                "is a TorchScript file, which holds a whole model",
-                where=str(path),
-                fix="save its weights: "
-                "torch.save(torch.jit.load('model.pt').state_dict(), 'weights.pt')",
-            ) from None
-        if _is_git_lfs_pointer(path):
-            raise CheckpointFileError(
-                "is a pointer of Git LFS: the file itself has not been fetched",
-                where=str(path),
-                fix="git lfs pull",
-            ) from None
-        raise CheckpointFileError(
-            "is no checkpoint that torch.save wrote, or a damaged one", where=str(path)
-        ) from None
-
-
-def _is_git_lfs_pointer(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(64).startswith(b"version https://git-lfs")
-
-
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def _unsafe(path: Path, found: list[str]) -> UnsafeCheckpointError:
-    """Names what the pickle would have imported."""
-    layers = [n for n in found if n.startswith("torch.nn.modules.")]
-    harmless = ("torch.", "collections.", "__builtin__.set")
-    names = [n for n in found if n in layers or not n.startswith(harmless)]
-    loaded = f"torch.load({path.name!r}, weights_only=False)"
-    if layers:
-        fact = "is a whole pickled module, not weights: loading it would run code"
-        weights, hint = f"{loaded}.state_dict()", ""
-    else:
-        fact = "holds more than weights: loading it could run code"
-        weights, hint = f"{loaded}['model']", ", where 'model' is the key that they are under"
-    named = f" (it names {', '.join(names[:5])})" if names else ""
-    return UnsafeCheckpointError(
-        f"{fact}, which qconvert never does{named}",
-        where=str(path),
-        fix=f"where you trust the file, save its weights alone: torch.save({weights}, "
-        f"'weights-only.pt'){hint}",
-    )
-
-
-def _globals(path: Path) -> list[str] | None:
-    """`module.name` of each class and function that a pickle names, by reading its opcodes; nothing
-    is imported. None for a pickle that is cut off."""
-    found: dict[str, None] = {}
-    strings: list[str] = []
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                record = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-                stream = io.BytesIO(archive.read(record))
-        else:
-            stream = io.BytesIO(path.read_bytes())
-        for _ in range(_LEGACY_PICKLES):
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name == "GLOBAL":
-                    found[str(argument).replace(" ", ".")] = None
-                elif opcode.name == "STACK_GLOBAL":
-                    found[".".join(strings[-2:])] = None
-                elif isinstance(argument, str):
-                    strings.append(argument)
-            if stream.tell() == len(stream.getbuffer()):
-                break
-    except Exception:  # a damaged pickle can raise anything
-        return None
-    return list(found)
 
 
 def _state_dict(
@@ -218,7 +100,7 @@ def _state_dict(
     if tensors := _tensors(content):
         others = [str(name) for name in nested if name not in tensors]
         if others:
-            notes.append(f"ignored, for it is no tensor: {', '.join(others)[:200]}")
+            notes.append(f"ignored, for they are no tensors: {', '.join(others)[:200]}")
         return tensors
     keys = f"; it has the keys {', '.join(map(str, nested))[:200]}" if nested else ""
     raise CheckpointFileError(
@@ -277,10 +159,10 @@ def _named_as(
         notes.append(f"the prefix {prefix!r} of its names is dropped")
         outside = [name for name in state if not name.startswith(prefix)]
         if outside:
-            notes.append(f"{len(outside)} tensors outside {prefix!r} are ignored: {_some(outside)}")
+            notes.append(f"ignored, for they are outside {prefix!r}: {_some(outside)}")
     extra = [n for n in named if n not in model and n.rpartition(".")[2] in _NO_WEIGHTS]
     if any(not name.endswith(_COUNTER) for name in extra):
-        notes.append(f"ignored, for it is no weight: {_some(extra)}")
+        notes.append(f"ignored, for they are no weights: {_some(extra)}")
     return {name: value for name, value in named.items() if name not in extra}
 
 

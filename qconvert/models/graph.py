@@ -7,6 +7,7 @@ in eval mode (dropout, identity) is gone; every node has a shape and a name that
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -40,8 +41,8 @@ def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
     Raises UntraceableError with the line of the user's code that stopped the trace, and
     ModelInputError when the model reads another number of inputs.
     """
+    check_inputs(required_inputs(module), len(example))
     graph = traced(copied(module))
-    _check_inputs(graph, len(example))
     remove_assertions(graph)
     _name_operators(graph)
     inputs_by_position(graph)
@@ -105,15 +106,23 @@ def _number_names(graph: GraphModule) -> None:
             node.meta[NAME] = name if seen[name] == 1 else f"{name}:{seen[name]}"
 
 
-def _check_inputs(graph: GraphModule, given: int) -> None:
-    """As many inputs as are given; further ones may have a default."""
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    required = [node for node in inputs if not node.args]
-    if not len(required) <= given <= len(inputs):
-        names = ", ".join(node.name for node in required)
+def check_inputs(required: Sequence[str], given: int) -> None:
+    """Raises ModelInputError when the model reads more inputs than the images give."""
+    if len(required) > given:
         raise ModelInputError(
-            f"the model reads {len(required)} inputs ({names}), the images give {given}",
+            f"the model reads {len(required)} inputs ({', '.join(required)}), the images give "
+            f"{given}",
             where="model.source",
             fix="return a tuple of all inputs from `data.transform`, or name a callable that wraps "
             "the model",
         )
+
+
+def required_inputs(module: nn.Module) -> list[str]:
+    """The names of the inputs that a model cannot do without."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in positional and p.default is p.empty]

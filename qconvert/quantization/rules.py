@@ -50,11 +50,11 @@ def why_impossible(graph: GraphModule, node: Node, kind: str) -> str | None:
         if len(terms) != 2 or "alpha" in node.kwargs or len(node.args) > 2:
             return "it adds something else than two tensors"
         if shape_of(terms[0]) != shape_of(terms[1]):
-            return "it broadcasts"
+            return "its inputs differ in shape"
     if kind == "clip" and clip_bounds(graph, node) is None:
         return "its bounds are not two constants"
     if kind == "mean" or (kind == "adaptive_avg_pool2d" and set(shape_of(node)[-2:]) == {1}):
-        return "an average over many 8-bit values has more than 8 bits: computed in float"
+        return "an average over many 8-bit values has more than 8 bits"
     if kind in SAME_RANGE or kind in COMBINING:
         return None
     return f"this version has no int8 {kind}"

@@ -93,7 +93,7 @@ def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> lis
         ("evaluation", session.evaluation_images),
     ):
         if images.skipped:
-            found.append(f"{images.skipped} {role} images were skipped: they cannot be read.")
+            found.append(f"{images.skipped} {role} images could not be read and were skipped.")
     if accuracy.top1 is None:
         found.append(_no_top1(session, accuracy))
     if not here().vnni and session.config.quantization.isa == "vnni":

@@ -203,9 +203,10 @@ def _inputs(session: Session, other_size: OtherSize | None) -> list[dict[str, An
         for x in session.example
     ]
     if other_size is not None and other_size.why_not is None:
-        for axis, length in enumerate(other_size.inputs[0].shape[1:], start=1):
-            if found[0]["shape"][axis] != length:
-                found[0]["shape"][axis] = None
+        shape = found[other_size.place]["shape"]
+        for axis, length in enumerate(other_size.shape):
+            if axis and shape[axis] != length:
+                shape[axis] = None
     return found
 
 

@@ -14,11 +14,12 @@ from qconvert.images.decode import size_of
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.labels import COLUMNS, read_classes
 from qconvert.images.preprocess import Preprocessed
+from qconvert.models.graph import required_inputs
 from qconvert.models.outputs import are_answers, choose, tensors
 from qconvert.models.source import FloatModel, build
 from qconvert.qconfig import ModelSection, Preprocess
 from qconvert.qconfig_file import load
-from qconvert.starter import Findings, Request, Setting, to_yaml
+from qconvert.starter import TODO, Findings, Request, Setting, to_yaml
 from qconvert.steps.session import Voice
 from qconvert.workspace import write_atomically
 
@@ -28,7 +29,10 @@ _EVALUATION = ("evaluation", "eval", "val", "valid", "validation", "test", "test
 # Files that people keep their classes in, among or beside the images.
 _CLASS_FILES = ("classes.txt", "labels.txt", "classes.json", "class_to_idx.json")
 # Sides that models are made for, the most usual first.
-_SIDES = (224, 256, 288, 299, 384, 192, 160, 128, 112, 96, 64, 48, 32, 28, 512, 518, 640)
+_SIDES = (
+    224, 256, 32, 28, 64, 128, 96, 112, 160, 192, 240, 260, 288, 299, 300, 320, 384, 448, 512,
+    16, 20, 24, 36, 40, 48, 72, 80, 100, 144, 200, 518, 640,
+)  # fmt: skip
 
 
 def write_starter(request: Request, voice: Voice) -> Findings:
@@ -92,17 +96,20 @@ def _findings(
     model: FloatModel,
     kwargs: Mapping[str, Any],
 ) -> Findings:
-    steps, remark = _preprocess(request, images, model)
-    settings = {key: setting.value for key, setting in steps.items() if setting.value is not None}
-    read = Preprocessed(Preprocess(**{**model.preprocess, **settings}))
-    outputs = _attempt(model.module, read(images.files[0])[0])
+    required = required_inputs(model.module)
+    if len(required) > 1:
+        steps: dict[str, Setting] = {}
+        remark = (
+            f"{TODO}: transform: prepare.py:prepare, which returns the model's {len(required)} "
+            f"inputs ({', '.join(required)})"
+        )
+        outputs: dict[str, Tensor] | str = "it reads several inputs"
+    else:
+        steps, remark, outputs = _tried(request, images, model)
     output, count, about = _outputs(outputs)
-    if isinstance(outputs, str):
-        steps = {
-            **steps,
-            "resize": Setting(steps["resize"].value, f"the model fails: {outputs}", True),
-        }
     labels, classes = _labels(evaluation.value or images.root, count)
+    if isinstance(outputs, str):
+        labels = Setting("none", f"the model could not be tried: {outputs}", True)
     return Findings(
         source=str(request.source),
         kwargs=kwargs,
@@ -118,6 +125,20 @@ def _findings(
         preprocess_remark=remark,
         outputs=about,
     )
+
+
+def _tried(
+    request: Request, images: ImageSet, model: FloatModel
+) -> tuple[dict[str, Setting], str, dict[str, Tensor] | str]:
+    """The preprocessing, a remark on it, and what the model returns for an image prepared so."""
+    steps, remark = _preprocess(request, images, model)
+    settings = {key: setting.value for key, setting in steps.items() if setting.value is not None}
+    read = Preprocessed(Preprocess(**{**model.preprocess, **settings}))
+    outputs = _attempt(model.module, read(images.files[0])[0])
+    if isinstance(outputs, str) and "resize" in steps:
+        failed = Setting(steps["resize"].value, f"the model fails so: {outputs}", True)
+        steps = {**steps, "resize": failed}
+    return steps, remark, outputs
 
 
 def _attempt(module: nn.Module, x: Tensor) -> dict[str, Tensor] | str:
@@ -160,7 +181,7 @@ def _labels(judged: Path, classes: int | None) -> tuple[Setting, Setting]:
             return Setting("folders"), Setting(path, f"{classes} classes in the model's order")
     if len(folders) == classes:
         return Setting("folders", f"{classes} folders, sorted, are the model's classes"), order
-    wanted = f"`folders`, with all {classes} classes in `classes`: there are {len(folders)} folders"
+    wanted = f"for `folders` name all {classes} classes in `classes`; {len(folders)} have images"
     return Setting("none", wanted, True), order
 
 
@@ -247,14 +268,14 @@ def _torchvision(request: Request) -> tuple[dict[str, Setting], str] | None:
     steps: Any = chosen.transforms()
     if not hasattr(steps, "mean") or not hasattr(steps, "resize_size"):
         return None
-    remark = f"of torchvision's weights {chosen}"
+    remark = f"from torchvision's weights {chosen}"
     unsure = not exact
     resize, crop = list(steps.resize_size), list(getattr(steps, "crop_size", []))
 
     def setting(value: Any, about: str = "") -> Setting:
         return Setting(value, about, unsure and bool(about))
 
-    first = f"{remark}; as in training" if unsure else remark
+    first = f"taken {remark}; must be as in training" if unsure else remark
     return {
         "resize": setting(resize[0] if len(resize) == 1 else resize, first),
         **({"crop": setting(crop[0] if len(crop) == 1 else crop)} if crop else {}),

@@ -117,7 +117,7 @@ def run_convert(session: Session) -> Outcome:
         f"verified in a fresh process at batch sizes "
         f"{' and '.join(map(str, verification['batch_sizes']))}: largest difference "
         f"{verification['largest_difference']:.1e} of the largest output",
-        _size_line(record, len(session.example)),
+        _size_line(record),
         *_in_float(coverage.in_float),
         *benchmark_step.notes(session, accuracy, latency),
     )
@@ -195,19 +195,17 @@ def _in_float(operators: Sequence[FloatOperator]) -> list[str]:
         reason = re.sub(r"^its input .* is float$", "an input of it is float", operator.reason)
         names.setdefault((operator.kind, reason), []).append(operator.name)
     return [
-        f"in float: {len(found)} {kind}: {reason} ({', '.join(found[:3])}"
-        f"{', …' if len(found) > 3 else ''})"
+        f"in float: {', '.join(found[:3])}{', …' if len(found) > 3 else ''} "
+        f"({len(found)} {kind}): {reason}"
         for (kind, reason), found in names.items()
     ]
 
 
-def _size_line(record: dict[str, Any], inputs: int) -> str:
+def _size_line(record: dict[str, Any]) -> str:
     """At which heights and widths the file works."""
     other = record["other_size"]
-    if other is None and inputs > 1:
-        return "with several inputs no other height and width is tried"
     if other is None:
-        return "the float model works at this height and width only, and so does the file"
+        return "the float model works at no other height and width that was tried"
     height, width = other["shape"][-2:]
     if other["why_not"] is None:
         return f"the file also works at {height} x {width}"

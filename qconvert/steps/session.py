@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from qconvert import __version__, torchscript
-from qconvert.errors import BadImageError, QConfigError, TransformError
+from qconvert.errors import FACTS_SHOWN, BadImageError, QConfigError, TransformError
 from qconvert.images.decode import is_rotated
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.preprocess import Inputs, Preprocessed, Reader, Transformed
@@ -90,25 +90,35 @@ class Session:
 
     def _readable(self, role: str, images: ImageSet) -> ImageSet:
         """The images without those that cannot be read, if the qconfig wants to skip them."""
+        if self.judged_on_calibration_images:
+            role = "images"  # of both: what is said of them is said once
         for note in images.notes:
-            self.voice.say(f"{role}: {note}")
+            self._say_once(f"{role}: {note}")
         if self.config.data.on_bad_image == "skip":
             with self.voice.progress(f"{role}: looking for unreadable images") as progress:
                 wrong = unreadable(images, self.read, progress)
-            for path, error in wrong.items():
-                self.voice.say(f"{role}: skipped {path}: {error.facts[0]}")
+            for path, error in list(wrong.items())[:FACTS_SHOWN]:
+                self._say_once(f"{role}: skipped {path}: {error.facts[0]}")
             if wrong:
-                self.voice.say(f"{role}: {len(wrong)} of {len(images)} images skipped")
+                self._say_once(f"{role}: {len(wrong)} of {len(images)} images skipped")
             images = images.without(wrong)
         if isinstance(self.read, Preprocessed) and self.read.steps.exif == "ignore":
             rotated = sum(map(is_rotated, images.files))
             if rotated:
-                self.voice.say(
-                    f"{role}: {rotated} image{'s are' if rotated > 1 else ' is'} marked as rotated "
-                    "by the camera, which is "
-                    "ignored, as torchvision does (data.preprocess.exif: apply turns them)"
+                self._say_once(
+                    f"{role}: rotation marks of the camera are ignored, as torchvision does, in "
+                    f"{rotated} of {len(images)} images (data.preprocess.exif: apply turns them)"
                 )
         return images
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.voice.say(text)
+
+    @cached_property
+    def _said(self) -> set[str]:
+        return set()
 
     @cached_property
     def read(self) -> Reader:

@@ -20,15 +20,21 @@ _LARGER = ((64, 32), (0, 32))
 
 @dataclass(frozen=True)
 class OtherSize:
-    """Inputs of another height and width, which the float model accepts, and why the int8 model
-    does not compute there what it should (None: it does)."""
+    """Inputs of which the image, at `place`, has another height and width, which the float model
+    accepts, and why the int8 model does not compute there what it should (None: it does)."""
 
     inputs: Inputs
+    place: int
     why_not: str | None
 
     def record(self) -> dict[str, Any]:
         """For the step's record."""
-        return {"shape": list(self.inputs[0].shape), "why_not": self.why_not}
+        return {"shape": list(self.shape), "why_not": self.why_not}
+
+    @property
+    def shape(self) -> torch.Size:
+        """The image's."""
+        return self.inputs[self.place].shape
 
 
 def try_other_size(
@@ -37,22 +43,26 @@ def try_other_size(
     script: Callable[..., Any],
     example: Inputs,
 ) -> OtherSize | None:
-    """The example at another size; None when the float model `original` accepts none.
+    """The example at another size; None when the float model `original` accepts none, or more or
+    less than one input is an image.
 
     `script` was traced from `lowered`, which is bound to no size.
     """
-    if len(example) != 1 or example[0].dim() != 4:
+    images = [i for i, x in enumerate(example) if x.dim() == 4 and x.is_floating_point()]
+    if len(images) != 1:
         return None
-    x = example[0]
+    place = images[0]
+    x = example[place]
     for height, width in _LARGER:
         size = (x.shape[2] + height, x.shape[3] + width)
         larger = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        inputs = (*example[:place], larger, *example[place + 1 :])
         try:
             with torch.inference_mode():
-                original(larger)
+                original(*inputs)
         except Exception:  # the user's model says in its own way that it works at one size only
             continue
-        return OtherSize((larger,), why_not_at(script, lowered, (larger,)))
+        return OtherSize(inputs, place, why_not_at(script, lowered, inputs))
     return None
 
 
