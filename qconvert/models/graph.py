@@ -41,7 +41,7 @@ def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
     Raises UntraceableError with the line of the user's code that stopped the trace, and
     ModelInputError when the model reads another number of inputs.
     """
-    check_inputs(required_inputs(module), len(example))
+    check_inputs(module, len(example))
     graph = traced(copied(module))
     remove_assertions(graph)
     _name_operators(graph)
@@ -106,9 +106,11 @@ def _number_names(graph: GraphModule) -> None:
             node.meta[NAME] = name if seen[name] == 1 else f"{name}:{seen[name]}"
 
 
-def check_inputs(required: Sequence[str], given: int) -> None:
-    """Raises ModelInputError when the model reads more inputs than the images give."""
-    if len(required) > given:
+def check_inputs(module: nn.Module, given: int) -> None:
+    """Raises ModelInputError when the model does not read as many inputs as the images give."""
+    positional = _positional(module)
+    required = required_inputs(module)
+    if positional is not None and not len(required) <= given <= len(positional):
         raise ModelInputError(
             f"the model reads {len(required)} inputs ({', '.join(required)}), the images give "
             f"{given}",
@@ -120,9 +122,13 @@ def check_inputs(required: Sequence[str], given: int) -> None:
 
 def required_inputs(module: nn.Module) -> list[str]:
     """The names of the inputs that a model cannot do without."""
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in parameters if p.kind in positional and p.default is p.empty]
+    return [p.name for p in _positional(module) or () if p.default is p.empty]
+
+
+def _positional(module: nn.Module) -> list[inspect.Parameter] | None:
+    """The inputs that are given by position; None for a model that reads any number of them."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in parameters if p.kind in kinds]

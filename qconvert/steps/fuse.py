@@ -20,7 +20,7 @@ from qconvert.errors import (
 from qconvert.images.preprocess import Inputs
 from qconvert.measurement.accuracy import check_classes
 from qconvert.measurement.difference import relative_difference
-from qconvert.models.graph import check_inputs, required_inputs
+from qconvert.models.graph import check_inputs
 from qconvert.models.outputs import ONLY, are_answers, choose, only, tensors
 from qconvert.steps.session import LIBRARY_PREPROCESS, Session
 from qconvert.user_code import digests_now, guarded
@@ -154,7 +154,7 @@ def _float_outputs(session: Session) -> dict[str, Tensor]:
 
 def _run_float(session: Session, inputs: Inputs) -> dict[str, Tensor]:
     """Raises ModelInputError with the place in the user's code."""
-    check_inputs(required_inputs(session.float_model.module), len(inputs))
+    check_inputs(session.float_model.module, len(inputs))
     shapes = ", ".join(str(list(x.shape)) for x in inputs)
     doing = f"calling the model with an input of shape {shapes}"
     module = session.float_model.module

@@ -240,7 +240,7 @@ KINDS = {
     "transform": (4, "images",
         "correct the callable; --debug shows the whole traceback"),
     "not-finite": (4, "images",
-        "remove the image, or correct the model or `data.preprocess`"),
+        "remove the image; if all are named, correct the weights or `data.preprocess`"),
     "untraceable": (5, "conversion",
         "make this line independent of the tensors' values and shapes"),
     "verification": (5, "conversion",
@@ -653,8 +653,9 @@ TABLE = [
         "model.source: calling the model with an input of shape [1, 1, 16, 16] raised "
         "RuntimeError: <...>"),
     row("several inputs", forward("return self.conv(x) + y", inputs="x, y"), "model-input",
-        "model.source: calling the model with an input of shape [1, 3, 16, 16] raised TypeError: "
-        "network.forward() missing 1 required positional argument: 'y'"),
+        "model.source: the model reads 2 inputs (x, y), the images give 1",
+        fix="return a tuple of all inputs from `data.transform`, or name a callable that wraps "
+        "the model"),
     row("nothing", forward("self.conv(x)"), "model-output",
         "model.source: its result is NoneType, no tensor, which TorchScript cannot return"),
     row("no such output", edit(("  source:", "  output: logits\n  source:")), "model-output",
@@ -831,11 +832,10 @@ def test_unreadable_images_are_skipped_where_asked_for(project: Project) -> None
     )(project)
     result = project.run("fuse")
     assert result.code == 0, result.err
-    for role in ("calibration", "evaluation"):
-        for name in ("cat/0.png", "dog/3.png"):
-            path = project.folder / "images" / name
-            assert f"{role}: skipped {path}: is no image, or a damaged one\n" in result.err
-        assert f"{role}: 2 of 18 images skipped\n" in result.err
+    for name in ("cat/0.png", "dog/3.png"):
+        path = project.folder / "images" / name
+        assert f"images: skipped {path}: is no image, or a damaged one\n" in result.err
+    assert "images: 2 of 18 images skipped\n" in result.err
     assert "Accuracy on 16 images" in result.out
 
 

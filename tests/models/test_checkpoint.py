@@ -141,7 +141,7 @@ def test_lightning_checkpoint_loads(tmp_path):
     assert loaded(tmp_path, content) == (
         "the weights are those in 'state_dict' (model.checkpoint_key); ignored: epoch, callbacks",
         "the prefix 'model.' of its names is dropped",
-        "2 tensors outside 'model.' are ignored: criterion.weight, val_acc.correct",
+        "ignored, for they are outside 'model.': criterion.weight, val_acc.correct",
     )
 
 
@@ -149,7 +149,7 @@ def test_averaged_weights_load(tmp_path):
     averaged = torch.optim.swa_utils.AveragedModel(seeded(1))
     assert loaded(tmp_path, averaged.state_dict()) == (
         "the prefix 'module.' of its names is dropped",
-        "1 tensors outside 'module.' are ignored: n_averaged",
+        "ignored, for they are outside 'module.': n_averaged",
     )
 
 
@@ -157,7 +157,7 @@ def test_counts_of_operations_are_ignored_with_a_note(tmp_path):
     """thop leaves them in every module that it has seen."""
     counts = {name: torch.zeros(1) for name in ("total_ops", "conv.total_ops", "fc.total_params")}
     assert loaded(tmp_path, {**weights(), **counts}) == (
-        "ignored, for it is no weight: total_ops, conv.total_ops, fc.total_params",
+        "ignored, for they are no weights: total_ops, conv.total_ops, fc.total_params",
     )
 
 
@@ -173,7 +173,7 @@ def test_counters_of_batch_norms_may_come_or_go(tmp_path, change):
 
 def test_numbers_beside_the_weights_are_ignored_with_a_note(tmp_path):
     content = {**weights(), "epoch": 3, "arch": "net"}
-    assert loaded(tmp_path, content) == ("ignored, for it is no tensor: epoch, arch",)
+    assert loaded(tmp_path, content) == ("ignored, for they are no tensors: epoch, arch",)
 
 
 @pytest.mark.parametrize(
