@@ -242,7 +242,7 @@ def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool
     console.say(f"qconvert {__version__} {command} {path}")
     for line in _settings(config):
         console.say(line)
-    with Workspace(config.output).exclusive(console.say):
+    with Workspace(config.output).exclusive(Console().say):
         with console.busy("importing torch"):
             _silence_torch()
             from qconvert.steps import outcome

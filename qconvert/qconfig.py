@@ -25,7 +25,11 @@ from qconvert.errors import did_you_mean
 from qconvert.registry import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS, choices
 
 
-def _recordable(kwargs: dict[str, Any]) -> dict[str, Any]:
+def recordable(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as they are.
+
+    Raises ValueError when JSON cannot hold them.
+    """
     try:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
@@ -64,7 +68,7 @@ class ModelSection(Section):
         description="`torchvision:NAME`, `timm:NAME`, `package.module:callable` or "
         "`path/to/file.py:callable`"
     )
-    kwargs: Annotated[dict[str, Any], AfterValidator(_recordable)] = Field(
+    kwargs: Annotated[dict[str, Any], AfterValidator(recordable)] = Field(
         {}, description="keyword arguments of the source"
     )
     checkpoint: Path | None = Field(None, description="state_dict: `.pt`, `.pth` or `.safetensors`")
@@ -120,9 +124,14 @@ class Preprocess(Section):
         return self
 
 
+def is_csv(text: str) -> bool:
+    """Whether `data.labels` names a CSV file, in whatever case its ending is."""
+    return Path(text).suffix.lower() == ".csv"
+
+
 def _labels(value: Any) -> Any:
     if isinstance(value, (str, Path)) and value not in ("folders", "none"):
-        if Path(value).suffix.lower() == ".csv":
+        if is_csv(str(value)):
             return Path(value)
         hint = did_you_mean(str(value), ["folders", "none"])
         raise ValueError(f"unknown labels {str(value)!r}{hint} (`folders`, `none` or a CSV file)")

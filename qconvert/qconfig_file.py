@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from qconvert.errors import QConfigError, QConfigFileError, did_you_mean
-from qconvert.qconfig import QConfig
+from qconvert.qconfig import QConfig, is_csv
 
 # The keys that hold a path. `data.labels` holds one when it names a CSV file, and the callables
 # when they read `path.py:callable`.
@@ -74,7 +74,7 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
         if isinstance(error, PermissionError):
             fix = "let this user read it"
         raise QConfigFileError(f"cannot be read: {reason}", where=str(path), fix=fix) from None
-    tree = _parsed(text, name)
+    tree = parsed(text, name)
     if not isinstance(tree, dict):
         fact = "is empty" if tree is None else "is not a mapping of keys to values"
         raise QConfigFileError(fact, where=name)
@@ -100,7 +100,11 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
     return config
 
 
-def _parsed(text: str, where: str, fix: str | None = None) -> Any:
+def parsed(text: str, where: str, fix: str | None = None) -> Any:
+    """The value of a text in YAML.
+
+    Raises QConfigFileError with its line and column.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -156,7 +160,7 @@ def _change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> None:
         _replace(tree, keys, change)
     for keys in CALLABLE_KEYS:
         _replace(tree, keys, in_callable)
-    _replace(tree, LABELS_KEY, lambda text: change(text) if text.endswith(".csv") else text)
+    _replace(tree, LABELS_KEY, lambda text: change(text) if is_csv(text) else text)
 
 
 def _replace(tree: dict[str, Any], keys: tuple[str, ...], change: Callable[[str], str]) -> None:
@@ -175,7 +179,7 @@ def _merge(tree: dict[str, Any], override: str, facts: list[str]) -> None:
     if not equals or not all(keys):
         facts.append(f"--set {override}: is not key=value")
         return
-    value: Any = _parsed(text, f"--set {dotted}", fix="correct the option")
+    value: Any = parsed(text, f"--set {dotted}", fix="correct the option")
     for key in reversed(keys):
         value = {key: value}
     value = _with_absolute_paths(_expanded(value, (), facts), Path.cwd(), facts)
@@ -274,8 +278,21 @@ def _fields_at(keys: Sequence[str | int]) -> list[str]:
     return list(model.model_fields)
 
 
+def unlike(place: str, path: Path, is_right: Callable[[Path], bool], wrong: str) -> list[str]:
+    """The fact `wrong` of a path that is not as it should be, or why that cannot be found out."""
+    try:
+        return [] if is_right(path) else [wrong]
+    except OSError as error:  # below a folder that this user may not enter, a name too long
+        return [f"{place}: {path} cannot be reached: {error.strerror}"]
+
+
+def missing(place: str, path: Path, is_there: Callable[[Path], bool], noun: str) -> list[str]:
+    """The fact that a file or folder is not there, if so."""
+    return unlike(place, path, is_there, f"{place}: there is no {noun} {path}")
+
+
 def _missing_files(config: QConfig) -> list[str]:
-    facts = []
+    facts: list[str] = []
     for keys, is_there, noun in (
         *((keys, Path.is_dir, "folder") for keys in FOLDERS),
         *((keys, Path.is_file, "file") for keys in FILES),
@@ -283,18 +300,21 @@ def _missing_files(config: QConfig) -> list[str]:
         path: Any = config
         for key in keys:
             path = getattr(path, key)
-        if isinstance(path, Path) and not is_there(path):
-            facts.append(f"{_dotted(keys)}: there is no {noun} {path}")
+        if isinstance(path, Path):
+            facts += missing(_dotted(keys), path, is_there, noun)
     for keys, source in (
         (CALLABLE_KEYS[0], config.model.source),
         (CALLABLE_KEYS[1], config.data.transform or ""),
     ):
         file, _, _ = source.rpartition(":")
-        if file.endswith(".py") and not Path(file).is_file():
-            facts.append(f"{_dotted(keys)}: there is no file {file}")
-    if config.output.exists() and not config.output.is_dir():
-        facts.append(f"output: {config.output} is a file, not a folder")
-    return facts
+        if file.endswith(".py"):
+            facts += missing(_dotted(keys), Path(file), Path.is_file, "file")
+    return facts + unlike(
+        "output",
+        config.output,
+        lambda path: path.is_dir() or not path.exists(),
+        f"output: {config.output} is a file, not a folder",
+    )
 
 
 def with_relative_paths(config: QConfig, base: Path) -> dict[str, Any]:

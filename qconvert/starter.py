@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from qconvert.errors import QConfigError
+from qconvert.errors import QConfigError, QConfigFileError
+from qconvert.qconfig import recordable
+from qconvert.qconfig_file import missing, parsed, unlike
 
 TODO = "TODO"
 
@@ -41,29 +43,26 @@ def request(
 
     Raises QConfigError that lists all mistakes.
     """
-    facts = []
-    for option, path, is_there in (
-        ("--images", images, images.is_dir()),
-        ("--checkpoint", checkpoint, checkpoint is None or checkpoint.is_file()),
-        ("--evaluation", evaluation, evaluation is None or evaluation.is_dir()),
-    ):
-        if not is_there:
-            noun = "file" if option == "--checkpoint" else "folder"
-            facts.append(f"{option}: there is no {noun} {path}")
+    facts = missing("--images", images, Path.is_dir, "folder")
+    if checkpoint is not None:
+        facts += missing("--checkpoint", checkpoint, Path.is_file, "file")
+    if evaluation is not None:
+        facts += missing("--evaluation", evaluation, Path.is_dir, "folder")
     file, colon, attribute = source.rpartition(":")
     if file.endswith(".py"):
-        if not Path(file).is_file():
-            facts.append(f"--source: there is no file {file}")
+        facts += missing("--source", Path(file), Path.is_file, "file")
         source = str(Path(file).resolve()) + colon + attribute
+    arguments: dict[str, Any] = {}
     try:
-        arguments = yaml.safe_load(kwargs)
-    except yaml.YAMLError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        facts.append(f"--kwargs: {kwargs!r} is no mapping in YAML, as {{num_classes: 10}}")
-        arguments = {}
-    if target.exists() and not overwrite:
-        facts.append(f"{target} is there already; --force replaces it")
+        arguments = _arguments(kwargs)
+    except ValueError as error:
+        facts.append(f"--kwargs: {kwargs!r} {error}")
+    facts += unlike(
+        "the file to write",
+        target,
+        lambda path: not path.exists() or overwrite,
+        f"{target} is there already; --force replaces it",
+    )
     if facts:
         raise QConfigError(facts, where="init", fix="correct the options")
     return Request(
@@ -74,6 +73,22 @@ def request(
         checkpoint and checkpoint.resolve(),
         evaluation and evaluation.resolve(),
     )
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Keyword arguments from YAML.
+
+    Raises ValueError that says what is wrong with them.
+    """
+    try:
+        value = parsed(text, "--kwargs")
+    except QConfigFileError as error:
+        raise ValueError(error.facts[0]) from None
+    if not isinstance(value, dict):
+        raise ValueError("is no mapping in YAML, as {num_classes: 10}")
+    if odd := [key for key in value if not isinstance(key, str)]:
+        raise ValueError(f"has the key {odd[0]!r}, which is no name of an argument")
+    return recordable(value)
 
 
 @dataclass(frozen=True)
@@ -102,15 +117,19 @@ class Findings:
     preprocess: Mapping[str, Setting]
     preprocess_remark: str = ""
     outputs: str = ""
+    on_bad_image: Setting | None = None
 
 
 def to_yaml(found: Findings, target: Path) -> str:
     """The qconfig; its paths are relative to the folder of `target`."""
     base = target.resolve().parent
 
+    def relative(path: Path) -> str:
+        return Path(os.path.relpath(path, base)).as_posix()
+
     def shown(value: Any) -> str:
         if isinstance(value, Path):
-            value = Path(os.path.relpath(value, base)).as_posix()
+            value = relative(value)
         text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
         return text.removesuffix("\n").removesuffix("\n...")
 
@@ -122,7 +141,7 @@ def to_yaml(found: Findings, target: Path) -> str:
         return f"{'  ' * indent}{comment}{key}: {value}".rstrip() + remark
 
     place, colon, name = found.source.rpartition(":")
-    source = shown(Path(place)) + colon + name if place.endswith(".py") else found.source
+    source = relative(Path(place)) + colon + name if place.endswith(".py") else found.source
     checkpoint = Setting(found.checkpoint, found.checkpoint_remark, found.checkpoint is None)
     lines = [
         "# Written by `qconvert init`. Every key and its default: docs/qconfig.md of qconvert.",
@@ -138,6 +157,7 @@ def to_yaml(found: Findings, target: Path) -> str:
         line(1, "evaluation", found.evaluation),
         line(1, "labels", found.labels),
         line(1, "classes", found.classes),
+        *([line(1, "on_bad_image", found.on_bad_image)] if found.on_bad_image else []),
     ]
     if found.preprocess_remark:
         lines.append(f"  # {found.preprocess_remark}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import qconvert
 from qconvert.errors import QConvertError, did_you_mean
 from qconvert.workspace import file_digest
 
-# Frames of these are not the user's.
+# What lies in these is not the user's. Not all of Python's prefix: her project may lie below it.
 _INSTALLED = (
     Path(torch.__file__).parent,
     Path(qconvert.__file__).parent,
-    Path(sys.base_prefix),
+    *{Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
 )
 _FORMS = "package.module:callable or path/to/file.py:callable"
 
@@ -86,6 +87,13 @@ def resolve(
     return owner
 
 
+def keep_importable(folder: Path) -> None:
+    """Puts a folder last on the path of this process, for what the user's code imports when it is
+    called."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def folder_of(source: str) -> Path:
     """The folder in which the source finds the modules beside it."""
     place = source.rpartition(":")[0]
@@ -101,12 +109,28 @@ class Imports:
         self._before: set[str] = set()
 
     def __enter__(self) -> Imports:
+        self._forget_namesakes()
         self._before = set(sys.modules)
         sys.path.insert(0, str(self._folder))
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.path.remove(str(self._folder))
+        with suppress(ValueError):  # her code has changed the path
+            sys.path.remove(str(self._folder))
+
+    def _forget_namesakes(self) -> None:
+        """A helper of another folder (the transform's `common.py`) must not stand in for one of
+        this folder (the model's); who has imported it keeps it."""
+        for name, module in list(sys.modules.items()):
+            top = self._folder / name.partition(".")[0]
+            file = getattr(module, "__file__", None)
+            if (
+                file
+                and is_users(file)
+                and not Path(file).is_relative_to(self._folder)
+                and (top.is_dir() or top.with_suffix(".py").is_file())
+            ):
+                del sys.modules[name]
 
     def digests(self) -> dict[str, str]:
         """The content of each file of the user's own modules, but for installed packages: those
@@ -114,7 +138,7 @@ class Imports:
         found = set()
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
-            if not file or not is_users(file) or Path(file).is_relative_to(sys.prefix):
+            if not file or not is_users(file):
                 continue
             if name not in self._before or Path(file).is_relative_to(self._folder):
                 found.add(file)
@@ -123,7 +147,12 @@ class Imports:
 
 def digests_now(paths: dict[str, str]) -> dict[str, str]:
     """Today's digests of files that `Imports.digests` listed; a lost file has an empty one."""
-    return {path: file_digest(Path(path)) if Path(path).is_file() else "" for path in paths}
+    found = {}
+    for path in paths:
+        found[path] = ""
+        with suppress(OSError):
+            found[path] = file_digest(Path(path))
+    return found
 
 
 def _from_file(path: Path, kind: type[QConvertError], where: str) -> Any:

@@ -48,7 +48,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 # The ending of a file that is being written; what a killed run leaves of them is removed.
-TEMPORARY = ".tmp"
+TEMPORARY = ".qconvert-tmp"
 
 
 def _lock(folder: int, waiting: Callable[[], None], say: Callable[[str], None]) -> None:
@@ -83,8 +83,8 @@ class Workspace:
         """Makes the folder, proves that it can be written before the slow work, and keeps other
         runs out; while another one is in it, this one says so and waits.
 
-        What a killed run has left half-written is removed. A folder that was made and stays empty,
-        because the run failed, is removed too.
+        What a killed run has left half-written is removed. The folder, if it was made and stays
+        empty because the run failed, is removed too.
 
         Raises OutputError.
         """
@@ -92,7 +92,8 @@ class Workspace:
         try:
             try:
                 for left in self.folder.glob(f".*{TEMPORARY}"):
-                    left.unlink()
+                    if left.is_file():
+                        left.unlink()
                 with tempfile.TemporaryFile(dir=self.folder) as probe:
                     probe.write(b"0")
             except OSError as error:

@@ -247,3 +247,27 @@ def test_wrong_override_is_named(folder):
     ]
     with pytest.raises(QConfigError, match=r"--set calibration.images.*is not valid YAML"):
         read(folder, overrides=["calibration.images=["])
+
+
+def test_path_that_cannot_be_looked_at_is_a_fact(folder, monkeypatch):
+    """A name that is too long, and a folder that this user may not enter."""
+    long = "x" * 300
+    reason = "cannot be reached: File name too long"
+    assert facts(folder, data={"calibration": long}, output=long) == [
+        f"data.calibration: {folder}/{long} {reason}",
+        f"output: {folder}/{long} {reason}",
+    ]
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert facts(folder, model={"source": "a:b", "checkpoint": "w.pt"}) == [
+        f"model.checkpoint: {folder}/w.pt cannot be reached: Permission denied"
+    ]
+
+
+def test_table_of_labels_is_known_in_upper_case(folder):
+    (folder / "LABELS.CSV").touch()
+    config = read(folder, data={"calibration": "images", "labels": "LABELS.CSV"})
+    assert config.data.labels == folder / "LABELS.CSV"

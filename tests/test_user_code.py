@@ -27,6 +27,7 @@ def own_imports():
 
 
 def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     return path
 
@@ -134,3 +135,33 @@ def test_imports_list_the_content_of_her_own_files(tmp_path, monkeypatch):
     write(sibling, "# changed\n")
     path.unlink()
     assert digests_now(digests) == {str(path): "", str(sibling): file_digest(sibling)}
+
+
+def test_helpers_of_one_name_in_two_folders_are_kept_apart(tmp_path, monkeypatch):
+    """The transform and the model may each have a `uc_common.py` beside them."""
+    monkeypatch.chdir("/")
+    widths = {}
+    for folder, width in (("a", 8), ("b", 16)):
+        write(tmp_path / folder / "uc_common.py", f"WIDTH = {width}\n")
+        code = "from uc_common import WIDTH\ndef f():\n    return WIDTH\n"
+        source = f"{write(tmp_path / folder / f'uc_{folder}.py', code)}:f"
+        with Imports(folder_of(source)):
+            widths[folder] = resolve(source, TransformError, WHERE)
+    assert {folder: f() for folder, f in widths.items()} == {"a": 8, "b": 16}
+
+
+def test_code_below_the_prefix_of_python_is_hers(tmp_path, monkeypatch):
+    """An environment may be made in the project's own folder."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    path = write(tmp_path / "uc_below.py", "def f(): pass\n")
+    with Imports(tmp_path) as imports:
+        resolve(f"{path}:f", TransformError, WHERE)
+        assert list(imports.digests()) == [str(path)]
+
+
+def test_code_that_changes_the_path_is_no_error(tmp_path):
+    path = write(tmp_path / "uc_path.py", "import sys\nsys.path = list(sys.path[1:])\nf = print\n")
+    before = list(sys.path)
+    with Imports(tmp_path):
+        resolve(f"{path}:f", TransformError, WHERE)
+    assert sys.path == before

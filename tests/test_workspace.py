@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.errors import OutputError
-from qconvert.workspace import Workspace, digest, file_digest, write_atomically
+from qconvert.workspace import TEMPORARY, Workspace, digest, file_digest, write_atomically
 
 
 @pytest.fixture
@@ -168,10 +168,12 @@ def test_folder_that_was_there_or_holds_files_stays(tmp_path):
 
 
 def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
-    for name in (".model.pt.123.tmp", ".mine", "other.tmp", "model.pt"):
+    mine = [".mine", ".notes.tmp", "model.pt"]
+    for name in (f".model.pt.123{TEMPORARY}", *mine):
         (tmp_path / name).write_bytes(b"half")
+    (tmp_path / f".folder{TEMPORARY}").mkdir()
     with Workspace(tmp_path).exclusive(print):
-        assert sorted(os.listdir(tmp_path)) == [".mine", "model.pt", "other.tmp"]
+        assert sorted(os.listdir(tmp_path)) == sorted([*mine, f".folder{TEMPORARY}"])
 
 
 def test_folder_that_cannot_be_is_refused(tmp_path):

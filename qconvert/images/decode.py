@@ -48,6 +48,24 @@ def decode(path: Path, channels: int, exif: Exif = "ignore") -> Image.Image | Te
             return _pixels(image, channels)
 
 
+def picture(path: Path) -> Image.Image | Tensor:
+    """What a user's transform gets: an RGB image; where that would lose bits or channels, the image
+    as Pillow opens it, or of a `.npy` the tensor (channels, height, width).
+
+    Raises BadImageError as `decode` does.
+    """
+    with _named(path):
+        if path.suffix.lower() == ".npy":
+            return _array(path, None)
+        with Image.open(path) as image:
+            _check_size(image)
+            if not _is_deep(image) and getattr(image, "n_frames", 1) == 1:
+                return _pixels(image, 3)
+        opened = Image.open(path)  # which stays open for its pages
+        opened.load()
+        return opened
+
+
 def size_of(path: Path, exif: Exif) -> tuple[int, int]:
     """Width and height of the image that `decode` would return, from the file's header alone.
 
@@ -100,7 +118,7 @@ def _check_size(image: Image.Image) -> None:
 
 def _pixels(image: Image.Image, channels: int) -> Image.Image | Tensor:
     pages = getattr(image, "n_frames", 1)
-    if channels > 1 and pages == channels and _is_grey(image):
+    if image.format == "TIFF" and channels > 1 and pages == channels and _is_grey(image):
         return _pages(image, pages)
     if channels not in _MODES:
         raise BadImageError(
@@ -160,16 +178,18 @@ def _grey(image: Image.Image) -> Tensor:
     return (values if image.mode == "F" else values / 65535).unsqueeze(0)
 
 
-def _array(path: Path, channels: int) -> Tensor:
+def _array(path: Path, channels: int | None) -> Tensor:
     array = _mapped(path)
     shown = f"{list(array.shape)} of {array.dtype}"
     if array.ndim == 2:
         array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] != channels or not array.size:
+    if array.ndim != 3 or channels not in (None, array.shape[2]) or not array.size:
         raise BadImageError(
-            f"is an array of shape {shown}; wanted is [height, width, {channels}]",
+            f"is an array of shape {shown}; wanted is [height, width, {channels or 'channels'}]",
             fix="correct the array, or `data.preprocess.channels`",
         )
+    if array.shape[0] * array.shape[1] > MOST_PIXELS:
+        raise BadImageError(_TOO_LARGE, fix=_SHRINK)
     full_scale = _FULL_SCALE.get(array.dtype.newbyteorder("="), 1)
     if full_scale == 1 and not np.issubdtype(array.dtype, np.floating):
         raise BadImageError(

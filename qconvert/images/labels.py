@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from typing import Any
 from qconvert.errors import LabelError, did_you_mean
 
 COLUMNS = ("file", "label")
+# More digits than an index of a class has.
+_DIGITS = 9
+# As people and pandas write numbers; `10_20` and `nan` are names.
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -116,20 +121,20 @@ def read_classes(path: Path) -> tuple[str, ...]:
 def _from_json(text: str, path: Path) -> list[str]:
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise LabelError(f"is not JSON: {error}", where=str(path), fix="correct the file") from None
+    except (ValueError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else error
+        fact = f"is not JSON: {reason}"
+        raise LabelError(fact, where=str(path), fix="correct the file") from None
     by_index: dict[int, Any] = {}
     if isinstance(content, list):
         by_index = dict(enumerate(content))
     elif isinstance(content, dict) and all(type(v) is int for v in content.values()):
         by_index = {index: name for name, index in content.items()}
-        if len(by_index) < len(content):
-            raise LabelError(
-                "gives one index to two classes", where=str(path), fix="correct the file"
-            )
-    elif isinstance(content, dict) and all(k.isdecimal() for k in content):
+    elif isinstance(content, dict) and all(k.isdecimal() and len(k) <= _DIGITS for k in content):
         # ImageNet's index file has [folder, class].
         by_index = {int(k): v[0] if isinstance(v, list) and v else v for k, v in content.items()}
+    if by_index and len(by_index) < len(content):
+        raise LabelError("gives one index to two classes", where=str(path), fix="correct the file")
     names = [by_index.get(i) for i in range(len(by_index))]
     if (content and not names) or not all(isinstance(name, str) for name in names):
         raise LabelError(
@@ -138,6 +143,14 @@ def _from_json(text: str, path: Path) -> list[str]:
             fix="correct the file, or write a text file with one class a line",
         )
     return [str(name) for name in names]
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is there and `from_csv` reads its rows."""
+    try:
+        return bool(_rows(path))
+    except LabelError:
+        return False
 
 
 def _rows(table: Path) -> list[tuple[int, str, str]]:
@@ -175,7 +188,7 @@ def _indexes(
     classes = None if classes_file is None else read_classes(classes_file)
     numbers = all(name.isascii() and name.isdecimal() for name in names)
     if numbers and (classes is None or not set(names) <= set(classes)):
-        indexes = tuple(int(label) for label in labels)
+        indexes = tuple(_index(label, table) for label in labels)
         if classes is not None and max(indexes) >= len(classes):
             raise LabelError(
                 f"the label {max(indexes)} is beyond the {len(classes)} classes of {classes_file}",
@@ -184,10 +197,33 @@ def _indexes(
             )
         return classes, indexes
     if classes is None:
+        _check_names(names, table)
         classes = tuple(names)
     _check_known("label", names, classes, classes_file, table)
     index = {name: i for i, name in enumerate(classes)}
     return classes, tuple(index[label] for label in labels)
+
+
+def _index(label: str, table: Path) -> int:
+    digits = label.lstrip("0")
+    if len(digits) > _DIGITS:
+        raise LabelError(
+            f"the label {digits[:_DIGITS]}… of {len(digits)} digits is no index of a class",
+            where=str(table),
+            fix="count labels from 0",
+        )
+    return int(digits or "0")
+
+
+def _check_names(names: Sequence[str], table: Path) -> None:
+    """Numbers that are no indexes would be sorted as text, in an order that is not the model's."""
+    if all(_NUMBER.fullmatch(name) for name in names):
+        odd = next(name for name in names if not name.isdecimal())
+        raise LabelError(
+            f"the labels are numbers but not whole ones from 0, as {odd!r}",
+            where=str(table),
+            fix="save labels as integers from 0, or name the classes in `data.classes`",
+        )
 
 
 def _check_known(

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from qconvert.errors import TransformError
-from qconvert.images.decode import decode, size_of
+from qconvert.images.decode import decode, picture, size_of
 from qconvert.qconfig import Preprocess
 from qconvert.user_code import guarded
 
@@ -69,15 +69,13 @@ class Preprocessed:
 
 @dataclass(frozen=True)
 class Transformed:
-    """The user's `data.transform`, called with an RGB image whose `filename` is its path."""
+    """The user's `data.transform`, called with a `picture` whose `filename` is its path."""
 
     function: Callable[..., Any]
 
     def __call__(self, path: Path) -> Inputs:
         """See `Reader`."""
-        image = decode(path, 3)
-        if isinstance(image, Tensor):  # more than 8 bits
-            image = F.to_pil_image((image * 255).round().to(torch.uint8))
+        image = picture(path)
         # Pillow itself sets it only on images that it has opened.
         setattr(image, "filename", str(path))  # noqa: B010
         with guarded(f"{path.name}: calling it", TransformError, "data.transform"):

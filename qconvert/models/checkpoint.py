@@ -51,8 +51,8 @@ def load_checkpoint(module: nn.Module, path: Path, key: str | None) -> tuple[str
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other))
         verb = "rounded" if torch.float64 in other else "raised"
         notes.append(f"{names} weights are {verb} to float32")
-    if nan := [k for k, v in state.items() if _holds_nan(v)]:
-        notes.append(f"there is NaN in {_some(nan)}")
+    if nan := [k for k, v in state.items() if _not_finite(v)]:
+        notes.append(f"there is NaN or infinity in {_some(nan)}")
     ordered = OrderedDict(state)
     # The versions of the modules' formats, by which torchvision tells old checkpoints.
     ordered._metadata = getattr(  # type: ignore[attr-defined]
@@ -176,9 +176,18 @@ def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
-def _holds_nan(value: Tensor) -> bool:
+def _not_finite(value: Tensor) -> bool:
     # As float32: torch looks for no NaN in 8 bits.
-    return value.is_floating_point() and bool(value.float().isnan().any())
+    return value.is_floating_point() and not bool(value.float().isfinite().all())
+
+
+def _kind(value: Tensor) -> str:
+    """`float` for what can be copied into a weight without loss, or else what it is."""
+    if value.is_meta or value.is_nested or value.layout is not torch.strided or value.is_quantized:
+        return "a tensor without plain values"
+    if value.is_complex():
+        return "complex"
+    return "float" if value.is_floating_point() else "integer"
 
 
 def _some(names: list[str]) -> str:
@@ -194,9 +203,11 @@ def _differences(model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> li
     for key in unexpected:
         facts.append(f"{key} is not in the model{_nearest(key, missing, facts)}")
     for key in sorted(set(model) & set(state)):
-        have, want = tuple(state[key].shape), tuple(model[key].shape)
-        if have != want:
-            facts.append(f"{key} has shape {list(have)}, the model has {list(want)}")
+        if (kind := _kind(state[key])) != "float" and model[key].is_floating_point():
+            facts.append(f"{key} is {kind}, in the model it is float")
+        elif state[key].shape != model[key].shape:
+            shapes = list(state[key].shape), list(model[key].shape)
+            facts.append(f"{key} has shape {shapes[0]}, the model has {shapes[1]}")
     return facts
 
 

@@ -14,12 +14,34 @@ from typing import Any
 import torch
 
 from qconvert.errors import CheckpointFileError, UnsafeCheckpointError
+from qconvert.workspace import file_digest
 
 # What torch says when a pickle names a class or function beyond tensors.
 _NEEDS_CODE = re.compile(r"Unsupported (global|class)|allowed global|Trying to", re.IGNORECASE)
 # What torch.save wrote before 1.6: a magic number, two headers, the content and its storages' keys,
 # each a pickle; then the storages.
 _LEGACY_PICKLES = 5
+
+
+def checkpoint_digest(path: Path | None) -> str | None:
+    """SHA-256 (hex) of a checkpoint, if there is one.
+
+    Raises CheckpointFileError when it cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointFileError:
+    return CheckpointFileError(
+        f"cannot be read: {error.strerror}",
+        where=str(path),
+        fix="let this user read it, or name another file",
+    )
 
 
 def read(path: Path) -> Any:
@@ -30,11 +52,7 @@ def read(path: Path) -> Any:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise CheckpointFileError(
-            f"cannot be read: {error.strerror}",
-            where=str(path),
-            fix="let this user read it, or name another file",
-        ) from None
+        raise _unreadable(path, error) from None
     if path.suffix.lower() == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

@@ -87,10 +87,22 @@ def only(model: Callable[..., Any], name: str) -> Callable[..., Tensor]:
 def are_answers(output: Tensor, asked: str) -> bool:
     """Whether the largest value along axis 1 is an answer: (N, classes) or (N, classes, H, W).
 
-    `asked` is `model.answers`. With `auto`, rows of unit length are an embedding, not answers.
+    `asked` is `model.answers`. With `auto`, rows of unit length are an embedding, unless they are
+    shares that add up to 1: those of a model that is very sure have unit length, too.
+
+    Raises ModelOutputError when classes are asked for and the shape holds none.
     """
     shaped = output.dim() in (2, 4) and output.shape[1] > 1
+    if asked == "classes" and not shaped:
+        raise ModelOutputError(
+            f"the output has shape {list(output.shape)}, which holds no classes along axis 1",
+            where="model.answers",
+            fix="write `answers: none`, or choose another output with `model.output`",
+        )
     if asked != "auto" or not shaped:
         return shaped and asked != "none"
-    lengths = output.double().square().sum(1).sqrt()
-    return bool(output.dim() == 4 or not ((lengths - 1).abs() <= _UNIT).all())
+    rows = output.double()
+    lengths, sums = rows.square().sum(1).sqrt(), rows.sum(1)
+    unit = bool(((lengths - 1).abs() <= _UNIT).all())
+    shares = bool((rows >= 0).all() and ((sums - 1).abs() <= _UNIT).all())
+    return output.dim() == 4 or not unit or shares

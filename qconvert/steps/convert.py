@@ -14,6 +14,7 @@ from qconvert.errors import OutputError, VerificationError
 from qconvert.measurement.accuracy import Comparison, compare
 from qconvert.measurement.environment import here
 from qconvert.measurement.statistics import decibels
+from qconvert.models.checkpoint_file import checkpoint_digest
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.classic import ClassicBackend
@@ -34,7 +35,7 @@ from qconvert.steps.fuse import (
 )
 from qconvert.steps.fuse import RECORD as FUSE_RECORD
 from qconvert.steps.session import Session
-from qconvert.workspace import TEMPORARY, digest, file_digest, write_atomically
+from qconvert.workspace import TEMPORARY, digest, write_atomically
 
 RECORD = "convert.json"
 PLAN = "plan.json"
@@ -177,7 +178,7 @@ def _manifest(
         "preprocess": None if config.data.transform else session.preprocess.model_dump(mode="json"),
         "classes": session.evaluation_images.classes,
         "digests": {
-            "checkpoint": file_digest(checkpoint) if checkpoint else None,
+            "checkpoint": checkpoint_digest(checkpoint),
             "fused_model": fused_record["files"][FUSED],
             "calibration_images": session.calibration_images.digest,
             "evaluation_images": session.evaluation_images.digest,
@@ -252,5 +253,8 @@ def _key(session: Session, fused_record: dict[str, Any], calibration_record: dic
             "evaluation": session.evaluation_images.digest,
             "reading": session.reading,
             "output": [fused_record["measured_output"], fused_record["answers"]],
+            # What the manifest tells.
+            "checkpoint": checkpoint_digest(config.model.checkpoint),
+            "qconfig": _what_made_it(session),
         }
     )

@@ -20,13 +20,14 @@ from qconvert.errors import (
 from qconvert.images.preprocess import Inputs
 from qconvert.measurement.accuracy import check_classes
 from qconvert.measurement.difference import relative_difference
+from qconvert.models.checkpoint_file import checkpoint_digest
 from qconvert.models.graph import check_inputs
 from qconvert.models.outputs import ONLY, are_answers, choose, only, tensors
-from qconvert.steps.session import LIBRARY_PREPROCESS, Session
+from qconvert.steps.session import FUSE_RECORD, LIBRARY_PREPROCESS, Session
 from qconvert.user_code import digests_now, guarded
-from qconvert.workspace import digest, file_digest, write_atomically
+from qconvert.workspace import digest, write_atomically
 
-RECORD = "fused.json"
+RECORD = FUSE_RECORD
 FLOAT = "float.pt"
 FUSED = "fused.pt"
 # Largest difference of the fused model, as a share of the largest output.
@@ -123,7 +124,7 @@ def _key(session: Session, code: dict[str, str]) -> str:
         {
             "versions": session.versions,
             "model": config.model.model_dump(mode="json"),
-            "checkpoint": file_digest(checkpoint) if checkpoint else None,
+            "checkpoint": checkpoint_digest(checkpoint),
             "code": digests_now(code),
             "fuse": config.fuse.model_dump(mode="json"),
             "reading": session.reading,

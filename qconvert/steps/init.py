@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qconvert.errors import CheckpointKeysError, LabelError, QConvertError
-from qconvert.images.decode import size_of
+from qconvert.errors import BadImageError, CheckpointKeysError, LabelError, QConvertError
+from qconvert.images.decode import decode, size_of
 from qconvert.images.folder import ImageSet, read_folder
-from qconvert.images.labels import COLUMNS, read_classes
+from qconvert.images.labels import is_table, read_classes
 from qconvert.images.preprocess import Preprocessed
 from qconvert.models.graph import required_inputs
 from qconvert.models.outputs import are_answers, choose, tensors
@@ -97,6 +97,7 @@ def _findings(
     kwargs: Mapping[str, Any],
 ) -> Findings:
     required = required_inputs(model.module)
+    bad: Setting | None = None
     if len(required) > 1:
         steps: dict[str, Setting] = {}
         remark = (
@@ -105,6 +106,7 @@ def _findings(
         )
         outputs: dict[str, Tensor] | str = "it reads several inputs"
     else:
+        images, bad = _readable(request, images, model)
         steps, remark, outputs = _tried(request, images, model)
     output, count, about = _outputs(outputs)
     labels, classes = _labels(evaluation.value or images.root, count)
@@ -124,7 +126,38 @@ def _findings(
         preprocess=steps,
         preprocess_remark=remark,
         outputs=about,
+        on_bad_image=bad,
     )
+
+
+def _readable(
+    request: Request, images: ImageSet, model: FloatModel
+) -> tuple[ImageSet, Setting | None]:
+    """The images without those that cannot be read, and `on_bad_image` if there are such.
+
+    Only the first is read whole, of the others the header. Raises BadImageError when all are bad.
+    """
+    known = _library(request.source) is not None
+    channels = Preprocess(**model.preprocess).channels if known else _channels(model.module)
+    bad: dict[Path, BadImageError] = {}
+    for i, path in enumerate(images.files):
+        try:
+            if len(bad) == i:
+                decode(path, channels)
+            else:
+                size_of(path, "ignore")
+        except BadImageError as error:
+            bad[path] = error
+    if not bad:
+        return images, None
+    first, reason = next(iter(bad.items()))
+    if len(bad) == len(images):
+        raise reason
+    name = first.relative_to(images.root).as_posix()
+    remark = (
+        f"{len(bad)} of {len(images)} images are left out, first {name!r}: it {reason.facts[0]}"
+    )
+    return images.without(bad), Setting("skip", remark, True)
 
 
 def _tried(
@@ -167,7 +200,7 @@ def _labels(judged: Path, classes: int | None) -> tuple[Setting, Setting]:
     """`labels` and `classes`."""
     order = Setting(None, "classes.txt, one a line in the model's order, if not folders, sorted")
     table = judged / "labels.csv"
-    if table.is_file() and all(c in table.read_text("utf-8-sig").split("\n")[0] for c in COLUMNS):
+    if is_table(table):
         return Setting(table, "columns `file` and `label`"), order
     images = read_folder(judged, "none", None)
     relative = [path.relative_to(judged).parts for path in images.files]

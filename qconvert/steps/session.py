@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -22,12 +22,13 @@ from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.models.source import FloatModel, build
 from qconvert.qconfig import Preprocess, QConfig
-from qconvert.user_code import Imports, folder_of, resolve
+from qconvert.user_code import Imports, folder_of, keep_importable, resolve
 from qconvert.workspace import Workspace, digest
 
 # Images that prove a model equal to another; enough for every layer to be used.
 PROOF_IMAGES = 16
-# Where the `fuse` record keeps the preprocessing that a library gave, and of which model.
+# The record of `fuse`, and where it keeps the preprocessing that a library gave.
+FUSE_RECORD = "fused.json"
 LIBRARY_PREPROCESS = "library_preprocess"
 
 
@@ -131,6 +132,7 @@ class Session:
     def _transform(self) -> tuple[Callable[..., Any], dict[str, str]]:
         """The user's transform, and the digests of her code that it needs."""
         source = str(self.config.data.transform)
+        keep_importable(folder_of(source))
         with Imports(folder_of(source)) as imports:
             function = resolve(source, TransformError, "data.transform")
             return function, imports.digests()
@@ -170,7 +172,7 @@ class Session:
         if not self.config.model.source.startswith("timm:"):
             return {"of": None, "values": {}}
         of = digest([self.config.model.model_dump(mode="json"), self.versions])
-        recorded = (self.workspace.read("fused.json") or {}).get(LIBRARY_PREPROCESS, {})
+        recorded = (self.workspace.read(FUSE_RECORD) or {}).get(LIBRARY_PREPROCESS, {})
         if recorded.get("of") == of:
             return dict(recorded)
         return {"of": of, "values": dict(self.float_model.preprocess)}
@@ -220,22 +222,24 @@ class Session:
         return [self.example, *(self.inputs(path) for path in self.proof_files[1:])]
 
     def inputs(self, path: Path) -> Inputs:
-        """Those of one calibration image.
+        """Those of one image.
 
-        Raises BadImageError that names every calibration image that cannot be read."""
+        Raises BadImageError that names every image beside it that cannot be read."""
         try:
             return self.read(path)
         except BadImageError as error:
-            raise all_unreadable(self.calibration_images, self.read) or error from None
+            sets = (self.calibration_images, self.evaluation_images)
+            images = next(images for images in sets if path in images.files)
+            raise all_unreadable(images, self.read) or error from None
 
     @cached_property
     def proof_files(self) -> tuple[Path, ...]:
-        """Images drawn evenly from calibration: the example first, and the smallest and the largest
-        where sizes differ."""
+        """Images drawn evenly from calibration: the example first; and of all images the smallest
+        and the largest, where sizes differ."""
         images = self.calibration_images
         step = max(1, len(images) // PROOF_IMAGES)
         chosen = list(images.files[::step][:PROOF_IMAGES])
-        return (self.example_file, *chosen, *self.extremes)
+        return tuple(dict.fromkeys((self.example_file, *chosen, *self.extremes)))
 
     @property
     def extremes(self) -> tuple[Path, ...]:
@@ -252,6 +256,7 @@ class Session:
             self.voice.say(
                 "model: no `model.checkpoint`: the weights are those that the source builds"
             )
+        keep_importable(folder_of(self.config.model.source))
         with self.voice.busy("building the float model"):
             model = build(self.config.model)
         for note in model.notes:
@@ -268,12 +273,13 @@ class Session:
     @property
     def versions(self) -> dict[str, str]:
         """What else a result depends on."""
-        found = {"qconvert": __version__, "torch": torch.__version__}
+        names = ["torchvision", "pillow"]
         if self.config.model.source.startswith("timm:"):
-            try:
-                found["timm"] = version("timm")
-            except ImportError:
-                found["timm"] = "none"
+            names.append("timm")
+        found = {"qconvert": __version__, "torch": torch.__version__}
+        for name in names:
+            with suppress(ImportError):
+                found[name] = version(name)
         return found
 
     def fresh(

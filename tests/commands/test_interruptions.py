@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from project import QCONVERT, Project, Result
+from project import QCONVERT, UNMEASURED, Project, Result
 
 
 class Run:
@@ -20,6 +20,7 @@ class Run:
         self._process = subprocess.Popen(
             [*QCONVERT, *arguments],
             cwd=project.folder,
+            env=UNMEASURED,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -132,7 +133,7 @@ def test_killed_run_is_tidied_up_by_the_next(whole: Project) -> None:
     left = whole.state()
     assert {name: left[name] for name in before} == before
     assert [name for name in left if name not in before] == [
-        name for name in left if name.startswith(".") and name.endswith(".tmp")
+        name for name in left if name.startswith(".") and name.endswith("tmp")
     ]
     assert len(left) > len(before)  # or there would be nothing to tidy up
     result = whole.run("fuse", "--quiet", *BRIEF)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from project import Project
+from project import UNMEASURED, Project
 from safetensors.torch import save_file
 from torch import nn
 
@@ -723,6 +724,12 @@ def unprivileged() -> list[str]:
 
 
 # ---- The disk is full
+
+
+@pytest.fixture
+def project(project: Project) -> Project:
+    """Its commands are many and are not measured."""
+    return replace(project, environment=UNMEASURED)
 
 
 @pytest.fixture(scope="module")

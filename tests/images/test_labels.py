@@ -9,7 +9,7 @@ import pytest
 
 from qconvert.errors import LabelError
 from qconvert.images.folder import read_folder
-from qconvert.images.labels import Labelled, from_csv, from_folders, read_classes
+from qconvert.images.labels import Labelled, from_csv, from_folders, is_table, read_classes
 
 ROOT = Path("images")
 FILES = [ROOT / name for name in ("a.png", "b.png", "deep/c.png", "deep/d e.png")]
@@ -186,6 +186,9 @@ SHAPE = "is no list of classes, {class: index} or {index: class} with every inde
         ('{"dog": true}', SHAPE),
         ('"dog"', SHAPE),
         ('{"dog": 0, "cat": 0}', "gives one index to two classes"),
+        ('{"0": "dog", "00": "cat"}', "gives one index to two classes"),
+        (f'{{"{"1" * 5000}": "dog"}}', SHAPE),
+        ("[" * 100_000, "is not JSON: is nested too deeply"),
         ('["dog", "cat", "dog"]', "names dog twice"),
         ('{"0": ["n01", "crane"], "1": ["n01", "crane"]}', "names n01 twice"),
         ("[]", "names no class"),
@@ -262,3 +265,49 @@ def test_digest_depends_on_the_labels_alone(folder, tmp_path, table, same):
     other = write(tmp_path / "other.csv", table)
     digests = [read_folder(folder, path, None).digest for path in (first, other)]
     assert (digests[0] == digests[1]) == same
+
+
+@pytest.mark.parametrize(
+    ("labels", "odd"),
+    [(("0.0", "1.0", "10.0"), "0.0"), (("-1", "1"), "-1"), (("1", "2e0"), "2e0")],
+    ids=["pandas", "negative", "exponent"],
+)
+def test_numbers_that_are_no_indexes_are_refused(tmp_path, labels, odd):
+    rows = (f"{path.relative_to(ROOT)},{x}\n" for path, x in zip(FILES, labels, strict=False))
+    error = refusal(labelled, tmp_path, "file,label\n" + "".join(rows))
+    assert error.facts == [f"the labels are numbers but not whole ones from 0, as {odd!r}"]
+    assert error.fix == "save labels as integers from 0, or name the classes in `data.classes`"
+
+
+@pytest.mark.parametrize("labels", [("10_20", "20_30"), ("1.0", "cat"), ("nan", "inf")])
+def test_names_that_look_like_numbers_are_names(tmp_path, labels):
+    found = labelled(tmp_path, "file,label\na.png,{}\nb.png,{}\n".format(*labels))
+    assert found.classes == tuple(sorted(labels))
+
+
+def test_numbers_with_a_point_are_names_where_the_classes_say_so(tmp_path):
+    found = labelled(tmp_path, "file,label\na.png,0.0\nb.png,1.0\n", "1.0\n0.0\n")
+    assert by_name(found) == {"a.png": 1, "b.png": 0}
+
+
+def test_label_of_thousands_of_digits_is_refused(tmp_path):
+    error = refusal(labelled, tmp_path, f"file,label\na.png,{'7' * 5000}\n")
+    assert error.facts == ["the label 777777777… of 5000 digits is no index of a class"]
+    assert by_name(labelled(tmp_path, f"file,label\na.png,{'0' * 5000}7\n")) == {"a.png": 7}
+
+
+@pytest.mark.parametrize(
+    ("table", "is_one"),
+    [
+        (b"label, file\ncat,a.png\n", True),
+        (b"filename,label\na.png,cat\n", False),
+        ("file,label\na.png,käfer\n".encode("latin-1"), False),
+        (None, False),
+    ],
+    ids=["table", "other column", "latin-1", "lost"],
+)
+def test_table_is_known_by_its_content(tmp_path, table, is_one):
+    path = tmp_path / "labels.csv"
+    if table is not None:
+        write(path, table)
+    assert is_table(path) == is_one

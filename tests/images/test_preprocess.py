@@ -154,10 +154,28 @@ def test_transform_gets_an_rgb_image_that_knows_its_file(tmp_path, save_image):
     assert torch.equal(pixels[0], by_torchvision(path, Preprocess(mean=(0,), std=(1,))))
 
 
-def test_transform_gets_deep_images_with_8_bits(tmp_path):
-    Image.fromarray(np.array([[0, 257, 65535, 32768]], np.uint16)).save(tmp_path / "deep.png")
-    (pixels,) = Transformed(transforms.functional.pil_to_tensor)(tmp_path / "deep.png")
-    assert pixels[0].tolist() == [[[0, 1, 255, 128]]] * 3
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_transform_gets_deep_images_as_they_are(tmp_path, dtype):
+    values = np.array([[0, 257, 65535, 300]], dtype)
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    read = Transformed(lambda image: torch.from_numpy(np.array(image, np.float32)))
+    assert read(tmp_path / "deep.tif")[0].tolist() == [values.tolist()]
+
+
+def test_transform_gets_all_pages_and_all_channels(tmp_path, save_image):
+    pages = [Image.new("L", (3, 2), value) for value in (10, 20, 30)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    np.save(tmp_path / "five.npy", np.full((2, 3, 5), 255, np.uint8))
+
+    def pages_of(image):
+        values = []
+        for page in range(image.n_frames):
+            image.seek(page)
+            values.append(np.array(image))
+        return torch.from_numpy(np.stack(values))
+
+    assert Transformed(pages_of)(tmp_path / "pages.tif")[0][0, :, 0, 0].tolist() == [10, 20, 30]
+    assert torch.equal(Transformed(lambda x: x)(tmp_path / "five.npy")[0], torch.ones(1, 5, 2, 3))
 
 
 @pytest.mark.parametrize("kind", [tuple, list])

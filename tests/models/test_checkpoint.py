@@ -455,4 +455,21 @@ def test_ending_in_capitals_and_nan_in_the_weights(tmp_path):
     state["fc.bias"] = torch.full_like(state["fc.bias"], torch.nan)
     save_file(state, tmp_path / "W.SAFETENSORS")
     notes = load_checkpoint(Net(), tmp_path / "W.SAFETENSORS", None)
-    assert notes == ("there is NaN in fc.bias",)
+    assert notes == ("there is NaN or infinity in fc.bias",)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (torch.ones(2, dtype=torch.complex64), "complex"),
+        (torch.ones(2, dtype=torch.int8), "integer"),
+        (torch.ones(2).to_sparse(), "a tensor without plain values"),
+        (torch.empty(2, device="meta"), "a tensor without plain values"),
+    ],
+    ids=["complex", "integer", "sparse", "meta"],
+)
+def test_weights_that_are_no_plain_floats_are_refused(tmp_path, value, kind):
+    torch.save({**weights(), "fc.bias": value}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointKeysError) as caught:
+        load_checkpoint(Net(), tmp_path / "w.pt", None)
+    assert caught.value.facts == [f"fc.bias is {kind}, in the model it is float"]

@@ -100,21 +100,36 @@ UNIT = torch.nn.functional.normalize(torch.rand(4, 8, generator=torch.Generator(
         (torch.rand(1, 10), True, True),
         (torch.rand(1, 21, 4, 4), True, True),
         (UNIT, False, True),
-        # The softmax of a sure model is of unit length too: then ask for `classes`.
-        (torch.eye(3), False, True),
+        # The softmax of a sure model is of unit length too, and adds up to 1.
+        (torch.eye(3), True, True),
         (UNIT * 1.01, True, True),
         (torch.cat([UNIT, 2 * UNIT]), True, True),
         # Unit length means something for rows only.
         (torch.nn.functional.normalize(torch.rand(1, 5, 3, 3)), True, True),
-        (torch.rand(1, 1), False, False),
-        (torch.rand(1, 1, 8, 8), False, False),
-        (torch.rand(10), False, False),
-        (torch.rand(1, 5, 10), False, False),
+        (torch.rand(1, 1), False, None),
+        (torch.rand(1, 1, 8, 8), False, None),
+        (torch.rand(10), False, None),
+        (torch.rand(1, 5, 10), False, None),
     ],
     ids=["classes", "map", "embedding", "one-hot", "longer", "some longer", "unit map", "score",
          "depth", "row", "tokens"],
 )  # fmt: skip
 def test_largest_value_is_an_answer(output, auto, classes):
     assert are_answers(output, "auto") is auto
-    assert are_answers(output, "classes") is classes
+    if classes is not None:
+        assert are_answers(output, "classes") is classes
     assert are_answers(output, "none") is False
+
+
+@pytest.mark.parametrize("sure", [0.5, 0.99, 0.9999, 1.0])
+def test_shares_are_answers_however_sure_the_model_is(sure):
+    """A softmax that is nearly 1 has unit length, as an embedding does."""
+    row = torch.tensor([[sure, (1 - sure) / 2, (1 - sure) / 2]])
+    assert are_answers(row, "auto") is True
+    assert are_answers(torch.tensor([[0.6, -0.8, 0.0]]), "auto") is False
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5, 7), (4,)])
+def test_classes_that_the_shape_cannot_hold_are_refused(shape):
+    with pytest.raises(ModelOutputError, match="holds no classes along axis 1"):
+        are_answers(torch.zeros(shape), "classes")
