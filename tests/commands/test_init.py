@@ -73,7 +73,7 @@ def test_torchvision_model_of_other_classes_runs_as_written(bare: Project) -> No
     text = (bare.folder / "qconfig.yaml").read_text()
     assert text in result.out
     assert "checkpoint: weights.pt  # the weights are those in 'model'" in text
-    assert "TODO: of torchvision's weights ResNet18_Weights.IMAGENET1K_V1" in text
+    assert "TODO: taken from torchvision's weights ResNet18_Weights.IMAGENET1K_V1" in text
     config = written(bare)
     assert config["model"]["kwargs"] == {"num_classes": 3}
     assert config["data"]["calibration"] == "images/train"
