@@ -305,7 +305,7 @@ def test_several_inputs_by_a_transform_and_nested_outputs(project: Project) -> N
     assert "of its outputs '0' is measured, not '1.0', '1.1' (model.output)" in said
     assert project.record("fused.json")["input_shapes"] == [[1, 3, 8, 8], [1, 8]]
     found = manifest(project)
-    assert [x["shape"] for x in found["inputs"]] == [[None, 3, 8, 8], [None, 8]]
+    assert [x["shape"] for x in found["inputs"]] == [[None, 3, None, None], [None, 8]]
     assert found["preprocess"] is None
     assert shapes_of_file(project, [[1, 3, 8, 8], [1, 8]], [[5, 3, 8, 8], [5, 8]]) == [
         ["tuple", [1, 4], ["list", [1, 8, 4, 4], [1, 4, 4, 4]]],
@@ -360,7 +360,7 @@ FORMS: list[tuple[str, Callable[..., Any], list[str], list[str]]] = [
         "the weights are those in 'state_dict' (model.checkpoint_key); ignored: epoch, "
         "optimizer_states",
         "the prefix 'model.' of its names is dropped",
-        "outside 'model.' are ignored: criterion.weight",
+        "outside 'model.': criterion.weight",
         "float16 weights are raised to float32",
     ]),
     ("best.pth.tar", from_own_loop, ["--set", "model.checkpoint_key=nets.ema"], [
