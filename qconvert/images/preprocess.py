@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,15 @@ from qconvert.user_code import guarded
 
 # The inputs of a model for one image, or for several: each tensor's first axis is of images.
 Inputs = tuple[Tensor, ...]
+
+
+def shapes_of(inputs: Sequence[Tensor]) -> str:
+    """The shapes of a model's inputs, for a message.
+
+    >>> shapes_of([torch.zeros(1, 3, 8, 8), torch.zeros(1, 4)])
+    '[1, 3, 8, 8], [1, 4]'
+    """
+    return ", ".join(str(list(x.shape)) for x in inputs)
 
 
 class Reader(Protocol):

@@ -19,7 +19,7 @@ import torch
 
 from qconvert.errors import BadImageError, ModelInputError
 from qconvert.images.folder import ImageSet
-from qconvert.images.preprocess import Inputs, Reader
+from qconvert.images.preprocess import Inputs, Reader, shapes_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,7 +69,7 @@ def map_images(
         try:
             return function(inputs)
         except (RuntimeError, IndexError, AssertionError) as error:
-            shapes = ", ".join(str(list(x.shape)) for x in inputs)
+            shapes = shapes_of(inputs)
             raise ModelInputError(
                 f"the model fails on this image, whose input is {shapes}: {error}",
                 where=str(path),

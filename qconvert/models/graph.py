@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from qconvert.errors import ModelInputError, UnsupportedError
+from qconvert.images.preprocess import shapes_of
 from qconvert.models.normal_form import (
     functions_to_modules,
     inputs_by_position,
@@ -63,7 +64,7 @@ def propagate_shapes(graph: GraphModule, example: Sequence[Tensor]) -> None:
         try:
             _Shapes(graph).run(*example)
         except Exception as error:
-            shapes = ", ".join(str(list(x.shape)) for x in example)
+            shapes = shapes_of(example)
             raise UnsupportedError(
                 f"the traced model fails on inputs of shape {shapes}, which the model itself "
                 f"reads: {str(error).partition(chr(10) + chr(10) + 'While executing')[0]}",

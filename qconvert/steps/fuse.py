@@ -17,7 +17,7 @@ from qconvert.errors import (
     ModelInputError,
     NotFiniteImageError,
 )
-from qconvert.images.preprocess import Inputs
+from qconvert.images.preprocess import Inputs, shapes_of
 from qconvert.measurement.accuracy import check_classes
 from qconvert.measurement.difference import relative_difference
 from qconvert.models.checkpoint_file import checkpoint_digest
@@ -156,7 +156,7 @@ def _float_outputs(session: Session) -> dict[str, Tensor]:
 def _run_float(session: Session, inputs: Inputs) -> dict[str, Tensor]:
     """Raises ModelInputError with the place in the user's code."""
     check_inputs(session.float_model.module, len(inputs))
-    shapes = ", ".join(str(list(x.shape)) for x in inputs)
+    shapes = shapes_of(inputs)
     doing = f"calling the model with an input of shape {shapes}"
     module = session.float_model.module
     with guarded(doing, ModelInputError, "model.source"), torch.inference_mode():
@@ -209,7 +209,7 @@ def _result(model: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
     try:
         return tensors(model(*inputs))
     except RuntimeError as error:
-        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        shapes = shapes_of(inputs)
         raise FusionError(
             f"the traced model fails at {shapes}, where the original works: "
             f"{str(error).strip().splitlines()[-1]}",

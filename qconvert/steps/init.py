@@ -19,6 +19,7 @@ from qconvert.models.outputs import are_answers, choose, tensors
 from qconvert.models.source import FloatModel, build
 from qconvert.qconfig import ModelSection, Preprocess
 from qconvert.qconfig_file import load
+from qconvert.registry import MODEL_SOURCES
 from qconvert.starter import TODO, Findings, Request, Setting, to_yaml
 from qconvert.steps.session import Voice
 from qconvert.workspace import write_atomically
@@ -86,7 +87,7 @@ def _built(request: Request, calibration: Path) -> tuple[FloatModel, Mapping[str
 
 def _library(source: str) -> str | None:
     library = source.partition(":")[0]
-    return library if library in ("torchvision", "timm") else None
+    return library if library in MODEL_SOURCES else None
 
 
 def _findings(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qconvert.errors import VerificationError
-from qconvert.images.preprocess import Inputs
+from qconvert.images.preprocess import Inputs, shapes_of
 from qconvert.measurement.difference import relative_difference
 from qconvert.measurement.handover import write_tensors
 from qconvert.models.outputs import tensors
@@ -86,7 +86,7 @@ def difference_from(model: Model, inputs: Inputs, have: Any) -> float:
     Raises VerificationError when it is too far, not finite, or of another shape.
     """
     if isinstance(have, str):
-        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        shapes = shapes_of(inputs)
         raise _failure(f"does not run in a fresh process on inputs of shape {shapes}: {have}")
     with torch.inference_mode():
         want = tensors(model(*inputs))
