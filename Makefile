@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-imagenet test lint docs figures clean
+.PHONY: help install demo demo-imagenet test lint docs figures zoo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ docs: install ## write the generated pages of docs/
 figures: install ## measure every figure of the README and write them there
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet
 	$(BIN)/python benchmarks/figures.py README.md
+
+zoo: install ## convert and measure 27 architectures of torchvision into docs/zoo.md
+	$(BIN)/python benchmarks/zoo.py docs/zoo.md
 
 clean: ## remove everything that was made
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -52,7 +52,7 @@ Finite = Annotated[float, Field(strict=True), AfterValidator(_finite)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Size = Annotated[int, Field(ge=1, le=16384, strict=True)]
 Isa = Literal["vnni", "avx512", "avx2", "portable"]
-Precision = Literal["auto", "int8", "float32"]
+Precision = Literal["auto", "int8", "dynamic", "float32"]
 
 
 class Section(BaseModel):
@@ -255,7 +255,11 @@ class LayerRule(Section):
     type: str | None = Field(
         None, description="module class or operator, such as `Conv2d` or `add`"
     )
-    precision: Precision = Field("auto", description="`auto`: int8 where torch can and it pays")
+    precision: Precision = Field(
+        "auto",
+        description="`auto`: int8 where torch can and it pays; `dynamic`: int8 weights, ranges as "
+        "the model runs (linear, LSTM, GRU)",
+    )
     activations: ActivationScheme | None = Field(None, description="of the operator's result")
     weights: WeightScheme | None = Field(None, description="of the operator's weight")
 
@@ -270,6 +274,16 @@ class QuantizationSection(Section):
     """What becomes int8, and with which ranges."""
 
     isa: Isa = Field("vnni", description="the weakest CPU that the file must be right on")
+    decide: Literal["table", "measure", "int8"] = Field(
+        "table",
+        description="where int8 pays: by the shipped table of costs, by timing this model's own "
+        "operators here, or `int8` wherever torch has an operator",
+    )
+    lowering: Literal["auto", "classic", "direct"] = Field(
+        "auto",
+        description="torch's quantized operators (`classic`), oneDNN's on plain uint8 tensors "
+        "(`direct`), or for each operator what is faster",
+    )
     activations: ActivationScheme = ActivationScheme()
     weights: WeightScheme = WeightScheme()
     layers: tuple[LayerRule, ...] = Field(())

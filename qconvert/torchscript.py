@@ -66,10 +66,24 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModul
             ) from error
 
 
+def script(module: nn.Module) -> torch.jit.ScriptModule:
+    """Compiles an eval-mode module whose code a trace cannot hold."""
+    with quiet():
+        return torch.jit.script(module.eval())
+
+
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """Inlines submodules and parameters; folds batch norms of a float module."""
+    """Inlines submodules and parameters; folds batch norms of a float module.
+
+    Modules that make their state when they are loaded keep it, as torch cannot save it otherwise.
+    """
+    kept = [
+        name
+        for name, part in module.named_modules()
+        if name and part._c._has_method("__setstate__")
+    ]
     with quiet(), torch.no_grad():
-        return torch.jit.freeze(module.eval())
+        return torch.jit.freeze(module.eval(), preserved_attrs=kept)
 
 
 def optimize_for_inference(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

@@ -16,7 +16,6 @@ from qconvert.errors import QConfigError, did_you_mean
 from qconvert.models.graph import REMOVED
 from qconvert.models.operators import (
     ACTIVATIONS,
-    CONVOLUTIONS,
     TRANSPOSED,
     WEIGHTED,
     clip_bounds,
@@ -26,12 +25,11 @@ from qconvert.models.operators import (
     shape_of,
 )
 
-# Operators that an activation can follow inside one kernel.
-PAIRED = (*CONVOLUTIONS, "linear", "add")
-# Activations without an int8 kernel of their own with a layer, by lower-case name.
+# Operators that are computed with an activation after them.
+PAIRED = tuple(dict.fromkeys(kind for kinds in ACTIVATIONS.values() for kind in kinds))
+# Activations that no kernel computes with a layer.
 _OTHER_ACTIVATIONS = frozenset({
-    "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "elu", "celu", "selu", "mish",
-    "leakyrelu", "leaky_relu", "prelu", "rrelu", "softplus",
+    "hardsigmoid", "sigmoid", "elu", "celu", "selu", "mish", "prelu", "rrelu", "softplus",
 })  # fmt: skip
 
 
@@ -273,7 +271,10 @@ def _why_not_pair(graph: GraphModule, layer: Any, node: Node) -> str | None:
     if not isinstance(layer, Node) or kind_of(graph, layer) not in PAIRED:
         before = operator_name(layer) if isinstance(layer, Node) else "a constant"
         return f"it follows {before}, which computes no activation with it"
-    if layer.op != "call_module" and kind_of(graph, layer) != "add":
+    kinds = ACTIVATIONS[kind_of(graph, node)]
+    if kind_of(graph, layer) not in kinds:
+        return f"no int8 kernel computes {kind_of(graph, node)} with {kind_of(graph, layer)}"
+    if layer.op != "call_module" and kind_of(graph, layer) in (*WEIGHTED, "batch_norm"):
         return f"the weight of {operator_name(layer)} is not constant"
     if len(layer.users) != 1:
         return f"{operator_name(layer)} is also read before the activation"

@@ -28,6 +28,11 @@ from qconvert.models.normal_form import (
     views_to_reshapes,
 )
 from qconvert.models.operators import NAME
+from qconvert.models.regrouping import (
+    attention_to_linears,
+    channel_shuffles,
+    chunks_to_narrows,
+)
 from qconvert.models.tracing import copied, traced
 
 # Where the removed names are in `graph.meta`.
@@ -52,10 +57,19 @@ def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
     graph.meta[REMOVED] = remove_identities(graph)
     out_of_place(graph)
     views_to_reshapes(graph)
+    _finish(graph, example)
+    attention_to_linears(graph)
+    chunks_to_narrows(graph)
+    channel_shuffles(graph)
+    _number_names(graph)
+    _finish(graph, example)
+    return graph
+
+
+def _finish(graph: GraphModule, example: Sequence[Tensor]) -> None:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     propagate_shapes(graph, example)
-    return graph
 
 
 def propagate_shapes(graph: GraphModule, example: Sequence[Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +15,23 @@ from torch.fx import GraphModule, Node
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, "linear")
-ACTIVATIONS = ("relu", "clip")
+RECURRENT = ("lstm", "gru")
+_LAYERS = (*CONVOLUTIONS, "linear")
+# Activations that a kernel computes with the layer before them, and with which layers.
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    "relu": (*_LAYERS, "add", "mul", "batch_norm"),
+    "clip": (*_LAYERS, "add", "mul", "batch_norm"),
+    "hardswish": _LAYERS,
+    "silu": _LAYERS,
+    "gelu": ("linear",),
+    "tanh": ("linear",),
+    "leaky_relu": ("linear",),
+}
+# Their result is a part of their input, or the same values at other places.
+REARRANGING = (
+    "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "chunk",
+    "split", "narrow", "unflatten", "channel_shuffle", "contiguous", "pixel_shuffle",
+)  # fmt: skip
 # Where a captured graph holds the operator's name in `node.meta`.
 NAME = "operator_name"
 
@@ -33,9 +50,37 @@ _MODULES: Mapping[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "clip",
     nn.Hardtanh: "clip",
+    nn.LeakyReLU: "leaky_relu",
+    nn.PReLU: "prelu",
+    nn.ELU: "elu",
+    nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Tanh: "tanh",
+    nn.Softmax: "softmax",
+    nn.LayerNorm: "layer_norm",
+    nn.GroupNorm: "group_norm",
+    nn.LSTM: "lstm",
+    nn.GRU: "gru",
+    nn.MultiheadAttention: "multi_head_attention",
+    nn.MaxPool1d: "max_pool1d",
     nn.MaxPool2d: "max_pool2d",
+    nn.MaxPool3d: "max_pool3d",
+    nn.AvgPool1d: "avg_pool1d",
     nn.AvgPool2d: "avg_pool2d",
+    nn.AvgPool3d: "avg_pool3d",
+    nn.AdaptiveAvgPool1d: "adaptive_avg_pool1d",
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.AdaptiveAvgPool3d: "adaptive_avg_pool3d",
+    nn.Upsample: "interpolate",
+    nn.ZeroPad2d: "pad",
+    nn.ConstantPad2d: "pad",
+    nn.ReflectionPad2d: "pad",
+    nn.ReplicationPad2d: "pad",
+    nn.PixelShuffle: "pixel_shuffle",
+    nn.ChannelShuffle: "channel_shuffle",
     nn.Flatten: "flatten",
     nn.Identity: "identity",
     nn.Dropout: "identity",
@@ -56,12 +101,46 @@ _FUNCTIONS: Mapping[Callable[..., Any], str] = {
     F.relu6: "clip",
     F.hardtanh: "clip",
     torch.clamp: "clip",
+    F.leaky_relu: "leaky_relu",
+    F.prelu: "prelu",
+    torch.prelu: "prelu",
+    F.elu: "elu",
+    F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
+    F.sigmoid: "sigmoid",
+    torch.sigmoid: "sigmoid",
+    F.silu: "silu",
+    F.gelu: "gelu",
+    F.tanh: "tanh",
+    torch.tanh: "tanh",
+    F.softmax: "softmax",
+    torch.softmax: "softmax",
+    F.layer_norm: "layer_norm",
+    F.group_norm: "group_norm",
+    F.scaled_dot_product_attention: "attention",
+    F.max_pool1d: "max_pool1d",
     F.max_pool2d: "max_pool2d",
+    F.max_pool3d: "max_pool3d",
+    F.avg_pool1d: "avg_pool1d",
     F.avg_pool2d: "avg_pool2d",
+    F.avg_pool3d: "avg_pool3d",
+    F.adaptive_avg_pool1d: "adaptive_avg_pool1d",
     F.adaptive_avg_pool2d: "adaptive_avg_pool2d",
+    F.adaptive_avg_pool3d: "adaptive_avg_pool3d",
+    F.interpolate: "interpolate",
+    F.pad: "pad",
+    F.pixel_shuffle: "pixel_shuffle",
+    F.channel_shuffle: "channel_shuffle",
     torch.mean: "mean",
     torch.flatten: "flatten",
     torch.reshape: "reshape",
+    torch.permute: "permute",
+    torch.transpose: "transpose",
+    torch.squeeze: "squeeze",
+    torch.unsqueeze: "unsqueeze",
+    torch.narrow: "narrow",
+    torch.chunk: "chunk",
+    torch.split: "split",
     getattr: "getattr",
     operator.getitem: "getitem",
 }
@@ -75,10 +154,22 @@ _METHODS: Mapping[str, str] = {
     "relu": "relu",
     "clamp": "clip",
     "clip": "clip",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "softmax": "softmax",
     "mean": "mean",
     "flatten": "flatten",
     "reshape": "reshape",
     "view": "reshape",
+    "permute": "permute",
+    "transpose": "transpose",
+    "squeeze": "squeeze",
+    "unsqueeze": "unsqueeze",
+    "chunk": "chunk",
+    "split": "split",
+    "narrow": "narrow",
+    "unflatten": "unflatten",
+    "contiguous": "contiguous",
     "size": "size",
 }
 
@@ -171,6 +262,12 @@ def clip_bounds(graph: GraphModule, node: Node) -> tuple[float, float] | None:
     return (float(low), float(high)) if numbers else None
 
 
+def recurrent_weights(module: nn.LSTM | nn.GRU) -> dict[str, torch.Tensor]:
+    """The matrices by name (`weight_ih_l0`, `weight_hh_l0`, `weight_ih_l0_reverse`, ...); axis 0
+    holds the gates' output channels."""
+    return {n: w.detach() for n, w in module.named_parameters() if n.startswith("weight_")}
+
+
 def is_constant(node: Node) -> bool:
     """Whether the node's value does not depend on the model's input: it is computed once, when the
     model is saved."""
@@ -181,9 +278,16 @@ def is_constant(node: Node) -> bool:
 
 
 def multiply_accumulates(graph: GraphModule, node: Node) -> int:
-    """Multiply-accumulates of a convolution or linear node for one image; 0 for others."""
+    """Multiply-accumulates of a convolution, linear or recurrent node for one image; 0 for
+    others."""
     kind = kind_of(graph, node)
-    if kind not in WEIGHTED or node.op != "call_module" or is_constant(node):
+    if node.op != "call_module" or is_constant(node):
+        return 0
+    if kind in RECURRENT:
+        weights = sum(w.numel() for w in recurrent_weights(module_of(graph, node)).values())
+        *tokens, _ = shape_of(tensor_inputs(node)[0])
+        return weights * prod(tokens)
+    if kind not in WEIGHTED:
         return 0
     weight = module_of(graph, node).weight
     counted = tensor_inputs(node)[0] if kind in TRANSPOSED else node

@@ -18,7 +18,7 @@ from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
 from qconvert.images.stream import Progress, map_images, no_progress
 from qconvert.models.fusion import FusedModel
-from qconvert.models.operators import is_tensor, operator_name
+from qconvert.models.operators import is_tensor, kind_of, operator_name
 from qconvert.quantization.distribution import Distribution, Histogram, NotFiniteError, observe
 
 
@@ -67,14 +67,16 @@ class Calibration:
 
 
 def observed_values(model: FusedModel, split: frozenset[str] = frozenset()) -> set[str]:
-    """The values that a plan may hold in int8: all tensors, but the inside of a pair that is not
-    `split`."""
+    """The values that a plan may hold in int8: all tensors, but those between a layer and a ReLU or
+    clip that is not `split` from it."""
+    followers = {n.name: kind_of(model.graph, n) for n in model.graph.graph.nodes}
+    inside = {
+        layer for layer, follower in model.pairs.items() if followers[follower] in ("relu", "clip")
+    }
     return {
         node.name
         for node in model.graph.graph.nodes
-        if node.op != "output"
-        and is_tensor(node)
-        and (node.name not in model.pairs or node.name in split)
+        if node.op != "output" and is_tensor(node) and node.name not in inside - split
     }
 
 
@@ -119,6 +121,17 @@ def calibrate(
                 before = total.get(name)
                 total[name] = before.merged(distribution, averaging) if before else distribution
     return Calibration(len(images), {name: total[name] for name in sorted(total)})
+
+
+def observed_in(model: FusedModel, inputs: Inputs) -> dict[str, Distribution]:
+    """The distributions of every value for one image.
+
+    Raises NotFiniteError.
+    """
+    observing = _Observing(model, {node.name for node in model.graph.graph.nodes})
+    with torch.inference_mode():
+        observing.run(*inputs)
+    return observing.seen
 
 
 class _Observing(Interpreter):

@@ -43,45 +43,65 @@ class WeightParams(Record):
     digest: str
 
 
+Lowering = Literal["classic", "direct"]
+Activation = Literal[
+    "relu", "saturation", "hardswish", "silu", "gelu", "gelu_tanh", "tanh", "leaky_relu"
+]
+
+
 class PlannedOperator(Record):
     """One operator of the fused model.
 
     `inputs` and `node` name graph values; `value` is the one that holds the operator's result
-    (after the activation that is computed with it). `bounds` are those of a clip. `macs`
-    counts one image. `reason` says why the operator stays in float.
+    (after the sum and the activation that are computed with it). `precision` is `int8` with ranges
+    from calibration, `dynamic` (int8 weights, ranges as the model runs, float in and out) or
+    `float32`; `reason` says why the operator stays in float. `kernel` is the operator that the file
+    calls for it, where that is one of torch's int8 operators; `lowering` is the family that it
+    comes from. `with_sum` names the addition computed with it, whose other term is the last of
+    `inputs`. `bounds` are those of a clip, `slope` that of a leaky ReLU. `macs` counts one image.
+    `cell_weights` are those of a recurrent layer, by their names in it.
     """
 
     name: str
     node: str
     kind: str
-    precision: Literal["int8", "float32"]
+    precision: Literal["int8", "dynamic", "float32"]
     reason: str | None
+    lowering: Lowering | None
+    kernel: str | None
+    with_sum: str | None
     with_activation: str | None
-    activation: Literal["relu", "saturation"] | None
+    activation: Activation | None
     bounds: tuple[float, float] | None
+    slope: float | None
     value: str
     inputs: tuple[str, ...]
     float_output: bool
     macs: int
     weight: WeightParams | None
+    cell_weights: dict[str, WeightParams] | None = None
 
 
 class Plan(Record):
     """All operators in the order of the graph, and how every tensor in int8 is held; `notes` are
-    what the qconfig asks for in vain."""
+    what the qconfig asks for in vain. `plain` plans use no quantized dtype at all."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     isa: str
+    plain: bool = False
     operators: tuple[PlannedOperator, ...]
     tensors: dict[str, TensorParams]
     notes: tuple[str, ...] = ()
 
+    def macs(self, precision: str) -> int:
+        """Multiply-accumulates of one image that are planned in this precision."""
+        return sum(o.macs for o in self.operators if o.precision == precision)
+
     @property
     def int8_macs(self) -> float:
-        """The share of multiply-accumulates that are planned in int8."""
+        """The share of multiply-accumulates that are planned in int8, static or dynamic."""
         total = sum(operator.macs for operator in self.operators)
-        int8 = sum(o.macs for o in self.operators if o.precision == "int8")
-        return int8 / total if total else 0.0
+        return 1 - self.macs("float32") / total if total else 0.0
 
     def digest(self) -> str:
         """SHA-256 of the whole plan."""

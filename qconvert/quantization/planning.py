@@ -2,204 +2,196 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
 
-from torch.fx import Node
-
-from qconvert.errors import QConfigError
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import (
+    RECURRENT,
     clip_bounds,
     kind_of,
     module_of,
     multiply_accumulates,
     operator_name,
-    tensor_inputs,
+    recurrent_weights,
+    shape_of,
 )
-from qconvert.qconfig import ActivationScheme, Isa, QuantizationSection
-from qconvert.quantization import rules
-from qconvert.quantization.affine import affine, symmetric
+from qconvert.qconfig import QuantizationSection
+from qconvert.quantization import costs, rules
 from qconvert.quantization.calibration import Calibration
+from qconvert.quantization.costs import Costs
+from qconvert.quantization.deciding import Decision, decide
+from qconvert.quantization.kernels import dynamic_kernel, static_kernel
 from qconvert.quantization.layer_rules import asked_for, split_pairs, without_effect
-from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams, WeightParams
+from qconvert.quantization.plan import Plan, PlannedOperator, WeightParams
+from qconvert.quantization.ranges import Ranges
+from qconvert.quantization.units import Unit, units_of
 from qconvert.quantization.weights import choose_params
-from qconvert.registry import ACTIVATION_OBSERVERS
-
-# Largest integer of activations. Without VNNI two products of 8 bits each overflow the 16 bits
-# that they are summed in; 127 * 128 * 2 does not.
-ACTIVATION_MAX: dict[Isa, int] = {"vnni": 255, "avx512": 127, "avx2": 127, "portable": 127}
 
 
-def make_plan(model: FusedModel, calibration: Calibration, section: QuantizationSection) -> Plan:
+def make_plan(
+    model: FusedModel,
+    calibration: Calibration,
+    section: QuantizationSection,
+    measured: Costs | None = None,
+) -> Plan:
     """Decides every operator's precision and every tensor's range; the same for the same inputs.
+
+    `measured` are the costs to decide by, in the place of the shipped ones.
 
     Raises QConfigError when a rule of `quantization.layers` matches nothing, or asks for an int8
     operator that does not exist.
     """
-    return _Planner(model, calibration, section).plan()
+    asked = asked_for(model, section)
+    units = units_of(model, section, asked, split_pairs(model, asked))
+    decisions = decide(model, units, section, measured or costs.table(section.isa))
+    return written(model, calibration, section, units, decisions)
 
 
-class _Planner:
-    def __init__(
-        self, model: FusedModel, calibration: Calibration, section: QuantizationSection
-    ) -> None:
-        self._model = model
-        self._calibration = calibration
-        self._section = section
-        self._asked = asked_for(model, section)
-        self._split = split_pairs(model, self._asked)
-        self._nodes = {n.name: n for n in model.graph.graph.nodes if n.name in self._asked}
-        self._producers = {follower: node for node, follower in model.pairs.items()}
-        self._tensors: dict[str, TensorParams] = {}
-        self._int8: set[str] = set()
-        self._facts: list[str] = []
-
-    def plan(self) -> Plan:
-        absorbed: set[str] = set()
-        operators: list[PlannedOperator] = []
-        for node in self._nodes.values():
-            if node.name in absorbed:
-                continue
-            operator = self._operator(node)
-            operators.append(operator)
-            if operator.with_activation is not None:
-                absorbed.add(self._model.pairs[node.name])
-            if operator.precision == "int8":
-                self._int8.add(operator.value)
-        if self._facts:
-            raise QConfigError(self._facts, where="qconfig")
-        read_in_int8 = {v for o in operators if o.precision == "int8" for v in o.inputs}
-        finished = tuple(_with_float_output(operator, read_in_int8) for operator in operators)
-        results = {o.value for o in finished if o.precision == "int8" and not o.float_output}
-        own = {
-            name
-            for o in finished
-            if o.value in results and o.kind not in rules.SAME_RANGE
-            for name in (o.node, o.value)
-        }
-        return Plan(
-            isa=self._section.isa,
-            operators=finished,
-            tensors={n: p for n, p in self._tensors.items() if n in read_in_int8 | results},
-            notes=without_effect(self._section, self._asked, own),
-        )
-
-    def _operator(self, node: Node) -> PlannedOperator:
-        kind = kind_of(self._model.graph, node)
-        reason = self._why_float(node, kind)
-        int8 = reason is None
-        follower = self._follower(node) if int8 else None
-        last = follower or node
-        inputs = tensor_inputs(node)
-        if int8:
-            for source in inputs:
-                self._hold(source)
-            self._hold_result(node, last, kind)
-        return PlannedOperator(
-            name=operator_name(node),
-            node=node.name,
-            kind=kind,
-            precision="int8" if int8 else "float32",
-            reason=reason,
-            with_activation=operator_name(follower) if follower else None,
-            activation=_activation(kind_of(self._model.graph, follower)) if follower else None,
-            bounds=clip_bounds(self._model.graph, node) if kind == "clip" else None,
-            value=last.name,
-            inputs=tuple(source.name for source in inputs),
-            float_output=False,
-            macs=multiply_accumulates(self._model.graph, node),
-            weight=self._weight(node) if int8 and kind in rules.INT8_WEIGHTED else None,
-        )
-
-    def _follower(self, node: Node) -> Node | None:
-        """The activation that is computed with a layer, unless the qconfig wants it in float."""
-        if node.name not in self._model.pairs or node.name in self._split:
-            return None
-        return self._nodes[self._model.pairs[node.name]]
-
-    def _weight(self, node: Node) -> WeightParams:
-        module, scheme = module_of(self._model.graph, node), self._asked[node.name].weights
-        narrow = self._section.isa == "vnni" and rules.overflows_with_vnni(module, scheme.scheme)
-        return choose_params(module.weight, scheme, narrow)
-
-    def _why_float(self, node: Node, kind: str) -> str | None:
-        asked = self._asked[node.name]
-        if asked.precision == "float32":
-            return f"the qconfig asks for it ({asked.precision_from})"
-        reason = rules.why_impossible(self._model.graph, node, kind)
-        if reason is None and kind not in rules.INT8_WEIGHTED:
-            sources = tensor_inputs(node)
-            outside = [s for s in sources if s.name not in self._int8]
-            if not sources:
-                reason = "it reads no float tensor"
-            elif outside:
-                reason = f"its input {operator_name(outside[0])} is float"
-        if reason is not None and asked.precision == "int8":
-            self._facts.append(
-                f"quantization.layers: {operator_name(node)} cannot be int8: {reason}"
-            )
-        if reason is None and asked.precision != "int8":
-            reason = rules.why_slow(self._model.graph, node, kind)
-        return reason
-
-    def _hold(self, value: Node, bound: float | None = None) -> None:
-        """Chooses how a tensor is held in int8, from its own distribution."""
-        if value.name in self._tensors:
-            return
-        scheme = self._scheme(value)
-        levels = ACTIVATION_MAX[self._section.isa]
-        observe = ACTIVATION_OBSERVERS[scheme.observer].load()
-        low, high = observe(
-            self._calibration.tensors[value.name], percentile=scheme.percentile, levels=levels
-        )
-        if bound is not None:
-            low, high = max(low, 0.0), min(high, bound)
-        choose = affine if scheme.scheme == "affine" else symmetric
-        params = choose(low, high, 0, levels)
-        self._tensors[value.name] = TensorParams(
-            observer=scheme.observer,
-            range_min=low,
-            range_max=high,
-            scale=params.scale,
-            zero_point=params.zero_point,
-            quant_min=params.quant_min,
-            quant_max=params.quant_max,
-        )
-
-    def _hold_result(self, node: Node, last: Node, kind: str) -> None:
-        if kind in rules.SAME_RANGE:
-            self._tensors[last.name] = self._tensors[tensor_inputs(node)[0].name]
-            return
-        bound = None
-        if last is not node and kind_of(self._model.graph, last) == "clip":
-            bounds = clip_bounds(self._model.graph, last)
-            bound = bounds[1] if bounds else None
-        self._hold(last, bound)
-
-    def _scheme(self, value: Node) -> ActivationScheme:
-        """The scheme of a value: what is asked for its activation, or else for its layer."""
-        asked = self._asked.get(value.name)
-        if asked is None:  # the model's input
-            return self._section.activations
-        if asked.own_activations or value.name not in self._producers:
-            return asked.activations
-        return self._asked[self._producers[value.name]].activations
+def written(
+    model: FusedModel,
+    calibration: Calibration,
+    section: QuantizationSection,
+    units: list[Unit],
+    decisions: list[Decision],
+) -> Plan:
+    """The plan that these decisions, one for each unit, make."""
+    asked = asked_for(model, section)
+    ranges = Ranges(model, calibration, section, asked)
+    ranges.choose(units, decisions)
+    operators = [
+        line
+        for unit, decision in zip(units, decisions, strict=True)
+        if decision.sum_of is None
+        for line in _operators(model, section, unit, decision, units)
+    ]
+    read = {name for o in operators if o.precision == "int8" for name in o.inputs}
+    made = {o.value for o in operators if o.precision == "int8" and not o.float_output}
+    return Plan(
+        isa=section.isa,
+        plain=section.lowering == "direct",
+        operators=tuple(operators),
+        tensors={n: p for n, p in ranges.tensors.items() if n in read | made},
+        notes=without_effect(section, asked, _with_range_of_their_own(operators, made)),
+    )
 
 
-def _with_float_output(operator: PlannedOperator, read_in_int8: set[str]) -> PlannedOperator:
-    """A linear layer that nobody reads in int8 computes int8 and returns float.
-
-    Its sums are never rounded to 8 bits, which keeps close answers apart.
-    """
-    if (
-        operator.precision != "int8"
-        or operator.kind != "linear"
-        or operator.activation is not None
-        or operator.value in read_in_int8
-    ):
-        return operator
-    return operator.model_copy(update={"float_output": True})
+def _with_range_of_their_own(operators: list[PlannedOperator], made: set[str]) -> set[str]:
+    return {
+        name
+        for o in operators
+        if o.value in made and o.kind not in rules.SAME_RANGE
+        for name in (o.node, o.value)
+    }
 
 
-def _activation(kind: str) -> Literal["relu", "saturation"]:
-    return "relu" if kind == "relu" else "saturation"
+def _operators(
+    model: FusedModel,
+    section: QuantizationSection,
+    unit: Unit,
+    decision: Decision,
+    units: list[Unit],
+) -> list[PlannedOperator]:
+    """A line for each operator of the file: in float an activation is one of its own."""
+    if unit.follower is None or decision.precision == "int8":
+        return [_operator(model, section, unit, decision, units)]
+    follower = replace(
+        unit,
+        node=unit.follower,
+        follower=None,
+        kind=kind_of(model.graph, unit.follower),
+        activation=None,
+        inputs=(unit.node,),
+    )
+    reason = Decision("float32", f"its input {unit.name} is float")
+    alone = replace(unit, follower=None, activation=None)
+    return [
+        _operator(model, section, alone, decision, units),
+        _operator(model, section, follower, reason, units),
+    ]
+
+
+def _operator(
+    model: FusedModel,
+    section: QuantizationSection,
+    unit: Unit,
+    decision: Decision,
+    units: list[Unit],
+) -> PlannedOperator:
+    """The plan's line for a unit, and the addition that is computed with it."""
+    graph = model.graph
+    last, inputs = unit, [source.name for source in unit.inputs]
+    if decision.with_sum is not None:
+        last = units[decision.with_sum]
+        inputs += [s.name for s in last.inputs if s.name != unit.value.name]
+    bounded = unit.node if unit.kind == "clip" else last.follower
+    clips = bounded is not None and kind_of(graph, bounded) == "clip"
+    follower = last.follower
+    return PlannedOperator(
+        name=unit.name,
+        node=unit.node.name,
+        kind=unit.kind,
+        precision=decision.precision,
+        reason=decision.reason,
+        lowering=decision.lowering,
+        kernel=_kernel(unit, decision, last),
+        with_sum=None if last is unit else last.name,
+        with_activation=operator_name(follower) if follower is not None else None,
+        activation=last.activation,
+        bounds=clip_bounds(graph, bounded) if clips and bounded is not None else None,
+        slope=_slope(model, last),
+        value=last.value.name,
+        inputs=tuple(inputs),
+        float_output=decision.float_output,
+        macs=multiply_accumulates(graph, unit.node),
+        weight=_weight(model, section, unit, decision),
+        cell_weights=_cell_weights(model, unit, decision),
+    )
+
+
+def _kernel(unit: Unit, decision: Decision, last: Unit) -> str | None:
+    if decision.precision == "dynamic":
+        return dynamic_kernel(unit.kind)
+    if decision.lowering is None:
+        return None
+    return static_kernel(
+        unit.kind,
+        decision.lowering,
+        relu=last.activation is not None,
+        float_output=decision.float_output,
+        dimensions=len(shape_of(unit.node)),
+    )
+
+
+def _slope(model: FusedModel, unit: Unit) -> float | None:
+    """The slope of a leaky ReLU."""
+    node = unit.follower
+    if unit.activation != "leaky_relu" or node is None:
+        return None
+    if node.op == "call_module":
+        return float(module_of(model.graph, node).negative_slope)
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
+    return float(given)  # type: ignore[arg-type]
+
+
+def _weight(
+    model: FusedModel, section: QuantizationSection, unit: Unit, decision: Decision
+) -> WeightParams | None:
+    if not unit.weighted or decision.precision == "float32":
+        return None
+    module, scheme = module_of(model.graph, unit.node), unit.asked.weights
+    narrow = (
+        section.isa == "vnni"
+        and decision.lowering is not None
+        and rules.overflows_with_vnni(module, decision.lowering, scheme.scheme)
+    )
+    return choose_params(module.weight, scheme, narrow)
+
+
+def _cell_weights(
+    model: FusedModel, unit: Unit, decision: Decision
+) -> dict[str, WeightParams] | None:
+    """Those of a recurrent layer."""
+    if unit.kind not in RECURRENT or decision.precision != "dynamic":
+        return None
+    weights = recurrent_weights(module_of(model.graph, unit.node))
+    return {name: choose_params(w, unit.asked.weights) for name, w in weights.items()}

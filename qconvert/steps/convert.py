@@ -17,10 +17,9 @@ from qconvert.measurement.statistics import decibels
 from qconvert.models.checkpoint_file import checkpoint_digest
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.backend import lower
-from qconvert.quantization.lowering.classic import ClassicBackend
 from qconvert.quantization.lowering.coverage import Coverage, check_against_plan, count
 from qconvert.quantization.lowering.other_size import OtherSize, try_other_size
-from qconvert.quantization.lowering.simulated import SimulatedBackend
+from qconvert.quantization.lowering.targets import Int8, Simulated
 from qconvert.quantization.lowering.verification import Verification, verify
 from qconvert.quantization.plan import Plan
 from qconvert.quantization.planning import make_plan
@@ -63,7 +62,7 @@ def make_int8(session: Session) -> dict[str, Any]:
     for note in plan.notes:
         session.voice.say(f"convert: {note}")
     with session.voice.busy("lowering to int8"):
-        model = lower(session.fused, plan, ClassicBackend())
+        model = lower(session.fused, plan, Int8(plan))
         script = torchscript.freeze(torchscript.trace(model, session.example))
     _check_prediction(session, plan, script, measured(fused_record))
     accuracy = judge(session, script, "measuring int8 accuracy")
@@ -125,7 +124,7 @@ def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison
 
 def simulate(session: Session, plan: Plan) -> Callable[..., Any]:
     """The model that the plan predicts, in float arithmetic."""
-    return lower(session.fused, plan, SimulatedBackend())
+    return lower(session.fused, plan, Simulated())
 
 
 def _check_cpu(session: Session) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import warm
 import yaml
 
 # The command, as a process runs it.
@@ -51,12 +55,52 @@ class Result:
     err: str
 
 
+class Forks:
+    """Commands in processes that are forked from one with torch imported. They compute with one
+    thread: others would not be there after the fork, and be waited for."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, warm.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**UNMEASURED, "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def run(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Result:
+        """`qconvert ARGUMENTS` in a folder."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        with tempfile.TemporaryDirectory() as streams:
+            out, err = Path(streams, "out"), Path(streams, "err")
+            request = (arguments, str(folder), dict(environment), str(out), str(err))
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            code = int(self._server.stdout.readline())
+            return Result(code, out.read_text(), err.read_text())
+
+    def end(self) -> None:
+        """Ends them with their input."""
+        self._server.communicate()
+
+
+@cache
+def forks() -> Forks:
+    """Those of this process."""
+    started = Forks()
+    atexit.register(started.end)
+    return started
+
+
 @dataclass(frozen=True)
 class Project:
-    """A user's folder."""
+    """A user's folder. `cold`: its commands import torch themselves, each in a process that is new
+    from the start."""
 
     folder: Path
     environment: Mapping[str, str] | None = None
+    cold: bool = False
 
     @property
     def output(self) -> Path:
@@ -69,7 +113,7 @@ class Project:
             "version": 1,
             "model": {"source": "network.py:network", "checkpoint": "weights.pt"},
             "data": {"calibration": "images", "preprocess": {"mean": [0.5], "std": [0.25]}},
-            "benchmark": {"threads": [1], "seconds": 0.2},
+            "benchmark": {"threads": [1], "seconds": 0.05},
             "output": "out",
             **changes,
         }
@@ -83,7 +127,9 @@ class Project:
 
     def call(self, *arguments: str, within: Sequence[str] = ()) -> Result:
         """`qconvert ARGUMENTS` in a fresh process, in the project's folder; `within` is a command
-        that runs it."""
+        that runs it, which is cold."""
+        if not (within or self.cold):
+            return forks().run(arguments, self.folder, self.environment or os.environ)
         done = subprocess.run(
             [*within, *QCONVERT, *arguments],
             cwd=self.folder,

@@ -390,7 +390,7 @@ TABLE = [
         "my.yaml: budgets.min_agreement: input should be less than or equal to 1, not 98"),
     row("NaN", line("budgets: {min_speedup: .nan}"), "qconfig",
         "my.yaml: budgets.min_speedup: input should be greater than 0, not nan"),
-    row("infinity", edit(("seconds: 0.2", "seconds: .inf")), "qconfig",
+    row("infinity", edit(("seconds: 0.05", "seconds: .inf")), "qconfig",
         "my.yaml: benchmark.seconds: is not a finite number"),
     row("NaN for the model", model(source="network.py:network", kwargs={"scale": float("nan")}),
         "qconfig",
@@ -418,7 +418,7 @@ TABLE = [
     row("several at once", both(
             line("modle: {}"),
             line("calibration: {images: x}"),
-            edit(("seconds: 0.2", "seconds: -1"), ("weights.pt", "${NOT_SET}")),
+            edit(("seconds: 0.05", "seconds: -1"), ("weights.pt", "${NOT_SET}")),
         ), "qconfig",
         "my.yaml: model.checkpoint: the environment variable 'NOT_SET' is not set",
         "my.yaml: calibration.images: input should be a valid integer, not 'x'",

@@ -1,10 +1,11 @@
-"""The four commands as a user runs them, each in a fresh process."""
+"""The four commands as a user runs them, each in a process that is new from the start."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ WRITTEN = {
 @pytest.fixture(scope="module")
 def finished(make_project, tmp_path_factory) -> tuple[Project, dict[str, object]]:
     """A project after the four commands, one after the other, and what they printed."""
-    project = make_project(tmp_path_factory.mktemp("finished") / "project")
+    project = replace(make_project(tmp_path_factory.mktemp("finished") / "project"), cold=True)
     return project, {command: project.run(command) for command in COMMANDS}
 
 
@@ -70,7 +71,7 @@ def test_second_benchmark_only_measures(finished) -> None:
 def test_benchmark_alone_does_the_whole_job_and_makes_the_same_file(finished, tmp_path) -> None:
     """One process against four; the bytes are the same, but for the report's measurements."""
     project, _ = finished
-    copy = Project(tmp_path / "copy")
+    copy = Project(tmp_path / "copy", cold=True)
     shutil.copytree(project.folder, copy.folder, ignore=shutil.ignore_patterns("out"))
     result = copy.run("benchmark")
     assert result.code == 0, result.err

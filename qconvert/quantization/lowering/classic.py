@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from qconvert.quantization.lowering.backend import Call, Layer
+from qconvert.quantization.kernels import FLOAT_LINEAR, operator
+from qconvert.quantization.lowering.backend import FLOAT, Call, Layer
 from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import padding
 from qconvert.quantization.weights import on_grid, quantized
@@ -25,42 +26,62 @@ _LARGEST = 255
 
 
 class ClassicBackend:
-    """See `backend.Backend`."""
+    """See `backend.Backend`. A value in int8 is a quint8 tensor."""
 
-    def __init__(self) -> None:
-        self.graph = Graph()
-        self.modules: dict[str, Any] = {}
+    form = "classic"
 
-    def quantize(self, x: Node, held: TensorParams, dimensions: int) -> Node:
-        """The kernels work on channels-last memory: convert while it is the input's few bytes."""
+    def __init__(self, graph: Graph, modules: dict[str, Any]) -> None:
+        self.graph = graph
+        self.modules = modules
+
+    def bring(self, x: Node, form: str, held: TensorParams, dimensions: int) -> Node:
+        """From float, or from a plain uint8 tensor, which gets its scale."""
+        if form != FLOAT:
+            arguments: tuple[Any, ...] = (x, held.scale, held.zero_point)
+            return self.graph.call_function(torch._make_per_tensor_quantized_tensor, arguments)
         if dimensions == 4:
+            # The kernels work on channels-last memory: convert while it is the input's few bytes.
             x = self.graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
         arguments = (x, held.scale, held.zero_point, torch.quint8)
         return self._bounded(self.graph.call_function(torch.quantize_per_tensor, arguments), held)
 
-    def dequantize(self, x: Node) -> Node:
+    def dequantize(self, x: Node, held: TensorParams) -> Node:
         """From quint8 to float32."""
         return self.graph.call_method("dequantize", (x,))
 
-    def weighted(self, layer: Layer, x: Node) -> Node:
+    def reads_float(self, layer: Layer) -> bool:
+        """The linear layer with float output quantizes by itself."""
+        return layer.operator.kernel == FLOAT_LINEAR
+
+    def weighted(self, layer: Layer, x: Node, term: Node | None) -> Node:
         """A module that holds the packed weight, one for each place that calls it."""
-        packed = _packed(layer)
+        packed, kernel = _packed(layer), str(layer.operator.kernel)
         if layer.held is None:
             self.modules[layer.path] = FloatOutputLinear(packed, layer.x_held)
             return self.graph.call_module(layer.path, (x,))
-        operator = layer.kind + ("_relu" if layer.relu else "")
-        self.modules[layer.path] = Int8Layer(operator, packed, layer.held)
+        self.modules[layer.path] = Int8Layer(kernel, packed, layer.held)
         return self._bounded(self.graph.call_module(layer.path, (x,)), layer.held)
 
     def combine(
-        self, operator: PlannedOperator, xs: Sequence[Node], held: TensorParams, axis: int
+        self,
+        operator: PlannedOperator,
+        xs: Sequence[Node],
+        held: Sequence[TensorParams],
+        axis: int,
     ) -> Node:
-        """`quantized::add`, `add_relu` or `cat`: rounds once, to the result's scale."""
-        relu = "_relu" if operator.activation is not None else ""
-        function = getattr(_OPERATORS, operator.kind + relu)
+        """`quantized::add`, `mul` or `cat`: rounds once, to the result's scale."""
+        result = held[-1]
         operands = (list(xs), axis) if operator.kind == "cat" else tuple(xs)
-        node = self.graph.call_function(function, (*operands, held.scale, held.zero_point))
-        return self._bounded(node, held)
+        function = _function(operator)
+        node = self.graph.call_function(function, (*operands, result.scale, result.zero_point))
+        return self._bounded(node, result)
+
+    def normalize(
+        self, operator: PlannedOperator, module: Any, path: str, x: Node, held: TensorParams
+    ) -> Node:
+        """`quantized::batch_norm2d` with its statistics in a module."""
+        self.modules[path] = Int8BatchNorm(str(operator.kernel), module, held)
+        return self._bounded(self.graph.call_module(path, (x,)), held)
 
     def same_range(self, operator: PlannedOperator, call: Call, held: TensorParams) -> Node:
         """The operators of torch that take quint8 tensors as they are."""
@@ -83,16 +104,16 @@ class ClassicBackend:
 class Int8Layer(nn.Module):
     """A layer on quint8 tensors with its weight packed for the kernels."""
 
-    def __init__(self, operator: str, packed: Any, held: TensorParams) -> None:
+    def __init__(self, kernel: str, packed: Any, held: TensorParams) -> None:
         super().__init__()
-        self.operator = operator
+        self.kernel = kernel
         self.packed = packed
         self.scale = held.scale
         self.zero_point = held.zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """quint8 in, quint8 out, in the layout of the float layer."""
-        return getattr(_OPERATORS, self.operator)(x, self.packed, self.scale, self.zero_point)
+        return operator(self.kernel)(x, self.packed, self.scale, self.zero_point)
 
 
 class FloatOutputLinear(nn.Module):
@@ -110,18 +131,44 @@ class FloatOutputLinear(nn.Module):
         """Float in, float out; the input is quantized inside."""
         if self.fewer_bits:
             x = x.clamp(*self.limits)
-        return _OPERATORS.linear_with_input_q_dq_qweight_dq_output_fp32(
-            x, self.scale, self.zero_point, self.packed
-        )
+        return operator(FLOAT_LINEAR)(x, self.scale, self.zero_point, self.packed)
+
+
+class Int8BatchNorm(nn.Module):
+    """A batch norm of a quint8 tensor, in the statistics of the float layer."""
+
+    def __init__(self, kernel: str, module: Any, held: TensorParams) -> None:
+        super().__init__()
+        self.kernel = kernel
+        mean = module.running_mean
+        weight, bias = module.weight, module.bias
+        self.register_buffer("weight", torch.ones_like(mean) if weight is None else weight.detach())
+        self.register_buffer("bias", torch.zeros_like(mean) if bias is None else bias.detach())
+        self.register_buffer("mean", mean)
+        self.register_buffer("variance", module.running_var)
+        self.eps = module.eps
+        self.scale = held.scale
+        self.zero_point = held.zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        """quint8 in, quint8 out."""
+        return operator(self.kernel)(
+            x, self.weight, self.bias, self.mean, self.variance, self.eps, self.scale,
+            self.zero_point,
+        )  # fmt: skip
+
+
+def _function(planned: PlannedOperator) -> Any:
+    return operator(str(planned.kernel))
 
 
 def _packed(layer: Layer) -> Any:
     """The weight in qint8 and the bias on the grid of qint32, packed by torch."""
-    module = layer.module
+    module, kind = layer.module, layer.operator.kind
     weight = quantized(module.weight, layer.weight)
     bias = on_grid(module.bias, layer.x_held.scale, layer.weight)
-    if layer.kind == "linear":
+    if kind == "linear":
         return _OPERATORS.linear_prepack(weight, bias)
-    return getattr(_OPERATORS, f"{layer.kind}_prepack")(
+    return getattr(_OPERATORS, f"{kind}_prepack")(
         weight, bias, list(module.stride), padding(module), list(module.dilation), module.groups
     )

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qconvert import torchscript
 from qconvert.errors import VerificationError
+from qconvert.quantization.kernels import FLOAT_LINEAR, UNWEIGHTED
+from qconvert.quantization.lowering.dynamic import RECURRENT as DYNAMIC_RECURRENT
+from qconvert.quantization.lowering.dynamic import recurrent_macs
 from qconvert.quantization.plan import Plan
 from qconvert.records import Record
 
-_INT8_CONVOLUTIONS = tuple(
+_CLASSIC_CONVOLUTIONS = tuple(
     f"quantized::conv{n}d{relu}" for n in (1, 2, 3) for relu in ("", "_relu")
 )
+_DIRECT = (
+    "onednn::qconv1d_pointwise",
+    "onednn::qconv2d_pointwise",
+    "onednn::qconv_pointwise",
+    "onednn::qlinear_pointwise",
+)
+_DYNAMIC_LINEAR = ("quantized::linear_dynamic", "quantized::linear_relu_dynamic")
+_DYNAMIC = (*_DYNAMIC_LINEAR, *DYNAMIC_RECURRENT)
 _LINEAR = (
     "quantized::linear",
     "quantized::linear_relu",
-    "quantized::linear_with_input_q_dq_qweight_dq_output_fp32",
+    FLOAT_LINEAR,
+    *_DYNAMIC_LINEAR,
     "aten::linear",
     "aten::matmul",
     "aten::mm",
@@ -33,20 +45,41 @@ _FLOAT_CONVOLUTIONS = (
 )
 _RECURRENT = ("aten::lstm", "aten::gru")
 _TRANSFORMER = ("aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention")
-_BOUNDARIES = ("aten::quantize_per_tensor", "aten::dequantize")
+_QUANTIZE, _DEQUANTIZE = "aten::quantize_per_tensor", "aten::dequantize"
+# Kernels that a plan names, but for those of layers.
+_KERNELS = frozenset(UNWEIGHTED)
+# From one int8 form to the other.
+_CONVERSIONS = ("aten::int_repr", "aten::_make_per_tensor_quantized_tensor")
 # They change the layout or bound the integers; they compute nothing.
-_UNCOUNTED = (*_BOUNDARIES, "aten::contiguous", "aten::clamp")
+_UNCOUNTED = (*_CONVERSIONS, "aten::contiguous", "aten::clamp", "aten::new_zeros")
+_WHERE = "model.int8.pt"
+
+Precision = Literal["int8", "dynamic", "float32"]
+
+
+class Counted(NamedTuple):
+    """An operator of the file that multiplies and accumulates, or is one of torch's int8 kernels."""
+
+    precision: Precision
+    kernel: str
+    macs: int
 
 
 class Coverage(Record):
-    """What a file computes in int8. Multiply-accumulates are of one image."""
+    """What a file computes in int8. Multiply-accumulates are of one image; `dynamic_macs` are
+    those with int8 weights whose inputs' ranges are found as the model runs, and a part of
+    `int8_macs`. A boundary is a conversion between float and int8, a conversion one between the
+    two forms of int8 tensors."""
 
     int8_operators: int
     float_operators: int
     boundaries: int
+    conversions: int
     int8_macs: int
+    dynamic_macs: int
     macs: int
     operators: dict[str, int]
+    counted: tuple[Counted, ...]
 
     @property
     def int8_macs_share(self) -> float:
@@ -55,55 +88,102 @@ class Coverage(Record):
 
 
 def count(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> Coverage:
-    """Counts the operators of a frozen module and their work on one image.
-
-    A boundary is a conversion between float and int8.
-    """
+    """Counts the operators of a frozen module and their work on one image."""
     kinds: Counter[str] = Counter()
-    int8: Counter[bool] = Counter()
-    macs: Counter[bool] = Counter()
+    operators: Counter[bool] = Counter()
+    counted: list[Counted] = []
+    boundaries = 0
     for executed in torchscript.graph_values(module, example):
         kind = executed.node.kind()
         kinds[kind] += 1
-        in_int8 = kind.startswith("quantized::") or executed.output.is_quantized
-        macs[in_int8] += _macs(executed)
-        if kind not in _UNCOUNTED:
-            int8[in_int8] += 1
+        boundary = _is_boundary(executed)
+        boundaries += boundary
+        found = Counted(_precision(executed), kind, _macs(executed))
+        if found.macs or kind in _KERNELS:
+            counted.append(found)
+        if kind not in _UNCOUNTED and not boundary:
+            operators[found.precision != "float32"] += 1
+    macs = Counter[str]()
+    for found in counted:
+        macs[found.precision] += found.macs
     return Coverage(
-        int8_operators=int8[True],
-        float_operators=int8[False],
-        boundaries=sum(kinds[kind] for kind in _BOUNDARIES),
-        int8_macs=macs[True],
+        int8_operators=operators[True],
+        float_operators=operators[False],
+        boundaries=boundaries,
+        conversions=sum(kinds[kind] for kind in _CONVERSIONS),
+        int8_macs=macs["int8"] + macs["dynamic"],
+        dynamic_macs=macs["dynamic"],
         macs=macs.total(),
         operators=dict(sorted(kinds.items())),
+        counted=tuple(counted),
     )
 
 
 def check_against_plan(found: Coverage, plan: Plan) -> None:
-    """Raises VerificationError when the file's multiply-accumulates are not those of the plan."""
-    planned = {
-        precision: sum(o.macs for o in plan.operators if o.precision == precision)
-        for precision in ("int8", "float32")
-    }
-    have = {"int8": found.int8_macs, "float32": found.macs - found.int8_macs}
-    # Products of two computed tensors (attention) have no constant weight: only the file has them.
-    facts = [] if have["int8"] == planned["int8"] else [
-        f"the file computes {have['int8']:,} multiply-accumulates in int8, "
-        f"the plan says {planned['int8']:,}"
-    ]  # fmt: skip
-    if have["float32"] < planned["float32"]:
-        facts.append("the file computes less in float than the plan says")
+    """Raises VerificationError when the file's operators are not those of the plan.
+
+    Every int8 kernel of the plan must be in the file with its multiply-accumulates, and no other;
+    and so must every float operator that has any. Products of two computed tensors (attention) have
+    no constant weight: only the file has them.
+    """
+    planned: Counter[Counted] = Counter()
+    names: dict[Counted, list[str]] = {}
+    for o in plan.operators:
+        if o.kernel is not None or o.macs:
+            expected = Counted(o.precision, o.kernel or "", o.macs)
+            planned[expected] += 1
+            names.setdefault(expected, []).append(o.name)
+    have = Counter(c if c.precision != "float32" else c._replace(kernel="") for c in found.counted)
+    facts = [
+        f"the plan has {planned[missing]} x {_described(missing)} "
+        f"({', '.join(names[missing])}), the file {planned[missing] - number}"
+        for missing, number in (planned - have).items()
+    ]
+    facts += [
+        f"the file has {have[more]} x {_described(more)}, the plan {have[more] - number}"
+        for more, number in (have - planned).items()
+        if more.precision != "float32"
+    ]
     if facts:
-        raise VerificationError(
-            facts, where="model.int8.pt", fix="this is a bug of qconvert: report it"
-        )
+        raise VerificationError(facts, where=_WHERE, fix="this is a bug of qconvert: report it")
+
+
+def _described(counted: Counted) -> str:
+    kernel = counted.kernel or "an operator"
+    return f"{kernel} in {counted.precision} with {counted.macs:,} multiply-accumulates"
+
+
+def _precision(executed: torchscript.Executed) -> Precision:
+    kind, result = executed.node.kind(), executed.output
+    if kind in _DYNAMIC:
+        return "dynamic"
+    int8 = kind.startswith("quantized::") or kind in _DIRECT or _is_int8(result)
+    return "int8" if int8 else "float32"
+
+
+def _is_int8(x: Tensor) -> bool:
+    return x.is_quantized or x.dtype == torch.uint8
+
+
+def _is_boundary(executed: torchscript.Executed) -> bool:
+    """Whether a node makes int8 of float or float of int8, and does nothing else."""
+    kind = executed.node.kind()
+    if kind in (_QUANTIZE, _DEQUANTIZE):
+        return True
+    x = executed.inputs.get(0)
+    return kind == "aten::to" and x is not None and _is_int8(x) != _is_int8(executed.output)
 
 
 def _macs(executed: torchscript.Executed) -> int:
     """Multiply-accumulates of one node, from its constant weight or its operands' shapes."""
     node, kind = executed.node, executed.node.kind()
     x, result = executed.inputs.get(0), executed.output
-    if kind in _INT8_CONVOLUTIONS:
+    if kind in _DIRECT:
+        channels = 1 if "conv" in kind else -1
+        return result.numel() * executed.inputs[3].numel() // result.shape[channels]
+    if kind in DYNAMIC_RECURRENT and x is not None:
+        return recurrent_macs(node, x)
+    if kind in _CLASSIC_CONVOLUTIONS:
         weight, _ = _unpack_convolution(kind)(node.inputsAt(1).toIValue())
         return result.numel() * weight[0].numel()
     if kind in _FLOAT_CONVOLUTIONS and x is not None:

@@ -1,0 +1,115 @@
+"""What an operator costs, in float and in int8: the shipped table, read by rules of thumb.
+
+`costs.json` is made by `make costs` (benchmarks/costs.py), which times operators of each class over
+a grid of shapes at one thread, for each class of CPU, and fits four numbers to each class: a fixed
+time, and the times of an element read, an element written and a multiply-accumulate. The table is
+part of the package, so the same model gets the same plan on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch.fx import GraphModule, Node
+
+from qconvert.models.operators import (
+    CONVOLUTIONS,
+    REARRANGING,
+    RECURRENT,
+    kind_of,
+    module_of,
+    multiply_accumulates,
+    recurrent_weights,
+    shape_of,
+    tensor_inputs,
+)
+from qconvert.qconfig import Isa
+from qconvert.quantization.rules import is_depthwise, is_slow_depthwise
+
+TABLE = Path(__file__).with_name("costs.json")
+# How an operator can be computed; `_float` is a layer that returns float. A classic one reads float
+# then, too: it quantizes by itself.
+Way = Literal["float32", "classic", "classic_float", "direct", "direct_float", "dynamic"]
+# Of a value: float to int8, int8 to float, and between the forms of the two families.
+Crossing = Literal["quantize", "dequantize", "to_direct", "to_classic"]
+
+
+class Work(NamedTuple):
+    """What an operator does with one image: elements read (of recurrent layers: steps in time, of
+    all layers and directions), elements written, multiply-accumulates."""
+
+    read: int
+    written: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds at one thread. `classes` holds the fitted numbers of each class of operators and
+    way to compute it; `measured` what was timed for nodes of this model."""
+
+    classes: Mapping[str, Mapping[str, tuple[float, float, float, float]]]
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def of(self, graph: GraphModule, node: Node, way: Way) -> int:
+        """Of one operator on one image."""
+        timed = self.measured.get(node.name, {}).get(way)
+        if timed is not None:
+            return round(timed)
+        return self.estimate(class_of(graph, node, way), way, work_of(graph, node))
+
+    def estimate(self, name: str, way: str, work: Work) -> int:
+        """Of an operator of this class, by the table; of an unknown class, that of `other`."""
+        ways = self.classes.get(name, self.classes["other"])
+        fixed, read, written, mac = ways[way] if way in ways else ways["float32"]
+        return round(fixed + read * work.read + written * work.written + mac * work.macs)
+
+    def crossing(self, name: Crossing, elements: int) -> int:
+        """Of bringing a value from one form to another."""
+        return self.estimate("crossing", name, Work(elements, 0, 0))
+
+
+def work_of(graph: GraphModule, node: Node) -> Work:
+    """The work of a node on its example."""
+    meta = node.meta.get("tensor_meta")
+    if kind_of(graph, node) in RECURRENT:
+        matrices = len(recurrent_weights(module_of(graph, node))) // 2
+        *tokens, _ = shape_of(tensor_inputs(node)[0])
+        return Work(matrices * prod(tokens), 0, multiply_accumulates(graph, node))
+    written = prod(shape_of(node)) if hasattr(meta, "shape") else 0
+    read = sum(prod(shape_of(source)) for source in tensor_inputs(node))
+    return Work(read, written, multiply_accumulates(graph, node))
+
+
+def class_of(graph: GraphModule, node: Node, way: Way) -> str:
+    """The row of the table that an operator belongs to."""
+    kind = kind_of(graph, node)
+    if kind in REARRANGING and kind != "channel_shuffle":
+        return "rearranging"
+    if kind not in CONVOLUTIONS or node.op != "call_module":
+        return kind
+    return f"{kind} {_shape_of_convolution(module_of(graph, node), way)}"
+
+
+def _shape_of_convolution(module: Any, way: Way) -> str:
+    if is_depthwise(module):
+        return "depthwise cliff" if way == "classic" and is_slow_depthwise(module, way) else (
+            "depthwise"
+        )  # fmt: skip
+    if module.groups > 1:
+        return "grouped"
+    return "pointwise" if prod(module.kernel_size) == 1 else "dense"
+
+
+@cache
+def table(isa: Isa) -> Costs:
+    """The shipped costs for a class of CPUs; `portable` has those of the weakest."""
+    tables = json.loads(TABLE.read_text())["classes"]
+    chosen = tables["avx2" if isa == "portable" else isa]
+    return Costs({name: {w: tuple(v) for w, v in ways.items()} for name, ways in chosen.items()})

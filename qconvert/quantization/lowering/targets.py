@@ -1,0 +1,64 @@
+"""What a plan is lowered to: an int8 model, or its simulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph
+
+from qconvert.quantization.lowering.backend import Backend
+from qconvert.quantization.lowering.classic import ClassicBackend
+from qconvert.quantization.lowering.direct import DirectBackend
+from qconvert.quantization.lowering.dynamic import DynamicLinear, DynamicRecurrent
+from qconvert.quantization.lowering.simulated import SimulatedBackend, simulated_dynamic
+from qconvert.quantization.plan import Plan, PlannedOperator
+
+
+class Int8:
+    """See `backend.Target`: torch's int8 operators, of the family that the plan names for each."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.graph = Graph()
+        self.modules: dict[str, Any] = {}
+        self._reduce_range = plan.isa != "vnni"
+        self._backends: dict[str, Backend] = {
+            "classic": ClassicBackend(self.graph, self.modules),
+            "direct": DirectBackend(self.graph, self.modules, plan.plain),
+        }
+
+    def backend(self, operator: PlannedOperator) -> Backend:
+        """That of the operator's family."""
+        return self._backends[str(operator.lowering)]
+
+    def of_form(self, form: str) -> Backend:
+        """Forms are named as families."""
+        return self._backends[form]
+
+    def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
+        """Linear, LSTM or GRU with int8 weights."""
+        if operator.weight is not None:
+            return DynamicLinear(module, operator.weight, reduce_range=self._reduce_range)
+        weights = operator.cell_weights or {}
+        return DynamicRecurrent(module, weights, reduce_range=self._reduce_range)
+
+
+class Simulated:
+    """See `backend.Target`: the plan in float arithmetic."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self.modules: dict[str, Any] = {}
+        self._backend = SimulatedBackend(self.graph, self.modules)
+
+    def backend(self, operator: PlannedOperator) -> Backend:
+        """There is one."""
+        return self._backend
+
+    def of_form(self, form: str) -> Backend:
+        """There is one."""
+        return self._backend
+
+    def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
+        """The float layer with rounded weights."""
+        return simulated_dynamic(operator, module)

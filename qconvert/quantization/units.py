@@ -1,0 +1,161 @@
+"""The operators of a fused model as the plan sees them: one unit for what one kernel computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from torch.fx import GraphModule, Node
+
+from qconvert.models.fusion import FusedModel
+from qconvert.models.operators import (
+    REARRANGING,
+    is_tensor,
+    kind_of,
+    module_of,
+    operator_name,
+    tensor_inputs,
+)
+from qconvert.qconfig import QuantizationSection
+from qconvert.quantization import rules
+from qconvert.quantization.layer_rules import Asked
+from qconvert.quantization.plan import Activation, Lowering
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An operator, and the activation that its kernels compute with it.
+
+    `lowerings` are the families that have a kernel for it; `impossible` says why there is none.
+    `dynamic` tells whether there is one with dynamic ranges, `not_dynamic` why there is none.
+    """
+
+    node: Node
+    follower: Node | None
+    kind: str
+    activation: Activation | None
+    inputs: tuple[Node, ...]
+    lowerings: tuple[Lowering, ...]
+    impossible: str | None
+    not_dynamic: str | None
+    asked: Asked
+
+    @property
+    def value(self) -> Node:
+        """The node whose value is the unit's result."""
+        return self.follower or self.node
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return operator_name(self.node)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it has a weight that becomes int8 with static ranges."""
+        return self.kind in rules.INT8_WEIGHTED
+
+    def returns_float(self, lowering: Lowering) -> bool:
+        """Whether its kernel can return float."""
+        return rules.returns_float(self.kind, lowering, self.activation)
+
+
+def units_of(
+    model: FusedModel,
+    section: QuantizationSection,
+    asked: Mapping[str, Asked],
+    split: frozenset[str],
+) -> list[Unit]:
+    """All units in the order of the graph. A layer is paired with its activation, unless it is in
+    `split`. Where no family that the qconfig allows computes them together, only a ReLU or a clip
+    stays with its layer: what is between them was not observed."""
+    allowed: tuple[Lowering, ...] = (
+        get_args(Lowering) if section.lowering == "auto" else (section.lowering,)
+    )
+    nodes = {n.name: n for n in model.graph.graph.nodes if n.name in asked}
+    absorbed: set[str] = set()
+    found = []
+    for node in nodes.values():
+        if node.name in absorbed:
+            continue
+        follower = None
+        if node.name in model.pairs and node.name not in split:
+            follower = nodes[model.pairs[node.name]]
+        unit = _unit(model.graph, node, follower, allowed, asked[node.name])
+        together = unit.activation in ("relu", "saturation") or (
+            bool(unit.lowerings) and unit.asked.precision != "dynamic"
+        )
+        if follower is not None and not together:
+            unit = _unit(model.graph, node, None, allowed, asked[node.name])
+        elif follower is not None:
+            absorbed.add(follower.name)
+        found.append(unit)
+    return found
+
+
+def _unit(
+    graph: GraphModule,
+    node: Node,
+    follower: Node | None,
+    allowed: tuple[Lowering, ...],
+    asked: Asked,
+) -> Unit:
+    kind = kind_of(graph, node)
+    activation = rules.activation_of(graph, follower) if follower is not None else None
+    reasons: dict[Lowering, str | None] = {
+        family: rules.why_impossible(graph, node, kind, family, asked.weights) for family in allowed
+    }
+    possible = tuple(
+        family
+        for family, reason in reasons.items()
+        if reason is None and (activation is None or rules.computes_with(kind, family, activation))
+    )
+    return Unit(
+        node=node,
+        follower=follower,
+        kind=kind,
+        activation=activation,
+        inputs=tuple(tensor_inputs(node)),
+        lowerings=possible,
+        impossible=None if possible else next((r for r in reasons.values() if r), "no kernel"),
+        not_dynamic=_why_not_dynamic(graph, node, kind),
+        asked=asked,
+    )
+
+
+def _why_not_dynamic(graph: GraphModule, node: Node, kind: str) -> str | None:
+    if kind not in rules.DYNAMIC or node.op != "call_module":
+        return "torch quantizes linear layers, LSTM and GRU dynamically, nothing else"
+    return rules.why_not_dynamic(module_of(graph, node))
+
+
+class Readers:
+    """Who reads each value, and at which place in the order of the graph."""
+
+    def __init__(self, units: list[Unit], output: Node) -> None:
+        self._units = units
+        self.makers = {unit.value.name: i for i, unit in enumerate(units)}
+        self.returned = {node.name for node in output.all_input_nodes}
+        self._readers: dict[str, list[int]] = {}
+        for i, unit in enumerate(units):
+            for source in unit.inputs:
+                self._readers.setdefault(source.name, []).append(i)
+
+    def of(self, value: Node) -> list[int]:
+        """The indices of the units that read a value."""
+        return self._readers.get(value.name, [])
+
+    def values(self) -> list[Node]:
+        """Every tensor that a unit reads or makes."""
+        found = {node.name: node for unit in self._units for node in (*unit.inputs, unit.value)}
+        return [node for node in found.values() if is_tensor(node)]
+
+    def root(self, value: Node) -> Node:
+        """The value whose memory a chain of slices and reshapes may look at."""
+        while value.name in self.makers:
+            unit = self._units[self.makers[value.name]]
+            if unit.kind not in REARRANGING or not unit.inputs:
+                break
+            value = unit.inputs[0]
+        return value
