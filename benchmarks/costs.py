@@ -2,10 +2,11 @@
 
     python benchmarks/costs.py qconvert/quantization/costs.json
 
-Times operators of each class over a grid of shapes, in float and in int8, at one thread and for each
-class of CPU (oneDNN, fbgemm and ATen limited by their own variables, in a process each), and fits
-four numbers, none below zero, with the least relative error: a fixed time, and the times of an element
-read, an element written and a multiply-accumulate, all in nanoseconds.
+Times operators of each class over a grid of shapes, in float and in int8, at one thread and for
+each class of CPU (oneDNN, fbgemm and ATen limited by their own variables, in a process each), and
+fits four numbers, none below zero, with the least relative error: a fixed time, and the times of an
+element read, an element written and a multiply-accumulate, all in nanoseconds. Beside them, fitted
+by nothing: what int8 operators take that plans do not use.
 """
 
 from __future__ import annotations
@@ -31,24 +32,23 @@ from qconvert.models.graph import capture
 from qconvert.qconfig import QuantizationSection
 from qconvert.quantization.costs import Work, class_of, work_of
 from qconvert.quantization.layer_rules import asked_for
-from qconvert.quantization.timing import Program, time_programs, time_units
+from qconvert.quantization.timing import Program, time_programs, time_unit, time_units
 from qconvert.quantization.units import Unit, units_of
 
 # What limits the instruction sets: of ATen, oneDNN and fbgemm.
-LIMITS: dict[str, dict[str, str]] = {
-    "vnni": {},
-    "avx512": {
-        "ATEN_CPU_CAPABILITY": "avx512",
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512",
-    },
-    "avx2": {
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
-    },
+LIMITS: dict[str, dict[str, str]] = {"vnni": {}} | {
+    isa: {
+        "ATEN_CPU_CAPABILITY": isa,
+        "ONEDNN_MAX_CPU_ISA": of_onednn,
+        "FBGEMM_ENABLE_INSTRUCTIONS": isa.upper(),
+    }
+    for isa, of_onednn in (("avx512", "AVX512_CORE"), ("avx2", "AVX2"))
 }
 Row = tuple[str, str, Work, float]
+# An int8 operator that plans do not use: name, shape, its nanoseconds, those of float.
+Alternative = tuple[str, str, int, int]
+INT8 = torch.ops.quantized
+HELD = (0.05, 128)  # scale and zero point
 SQUARES = ((16, 112), (64, 56), (144, 28), (256, 14), (512, 7), (960, 7), (240, 1))
 
 
@@ -83,7 +83,8 @@ def convolutions() -> Iterator[tuple[nn.Module, list[tuple[int, ...]]]]:
         yield nn.Conv2d(c, c, 3, padding=1, groups=g), [(1, c, h, h)]
     for c, h, k, s in ((16, 112, 3, 1), (64, 56, 3, 2), (96, 56, 3, 1), (144, 56, 3, 1),
                        (192, 28, 5, 1), (240, 28, 5, 2), (480, 14, 3, 1), (480, 14, 5, 1),
-                       (960, 7, 3, 1), (1152, 7, 5, 1), (96, 56, 7, 1), (384, 14, 7, 1)):  # fmt: skip
+                       (960, 7, 3, 1), (1152, 7, 5, 1), (96, 56, 7, 1),
+                       (384, 14, 7, 1)):  # fmt: skip
         yield nn.Conv2d(c, c, k, s, padding=k // 2, groups=c), [(1, c, h, h)]
     for c, h, d in ((116, 14, 1), (116, 28, 1), (232, 14, 2), (960, 14, 2), (122, 28, 1)):
         yield nn.Conv2d(c, c, 3, padding=d, dilation=d, groups=c), [(1, c, h, h)]
@@ -96,7 +97,8 @@ def convolutions() -> Iterator[tuple[nn.Module, list[tuple[int, ...]]]]:
 def others() -> Iterator[tuple[nn.Module, list[tuple[int, ...]]]]:
     """Linear and recurrent layers, and what lies between layers."""
     for rows, ci, co in ((1, 512, 1000), (1, 2048, 1000), (1, 4096, 4096), (49, 384, 1536),
-                         (197, 192, 768), (197, 768, 768), (197, 3072, 768), (784, 96, 384)):  # fmt: skip
+                         (197, 192, 768), (197, 768, 768), (197, 3072, 768),
+                         (784, 96, 384)):  # fmt: skip
         yield nn.Linear(ci, co), [(1, ci) if rows == 1 else (1, rows, ci)]
     for size, steps in ((64, 20), (96, 40), (128, 40), (256, 40), (512, 20)):
         for layer in (nn.LSTM, nn.GRU):
@@ -105,10 +107,13 @@ def others() -> Iterator[tuple[nn.Module, list[tuple[int, ...]]]]:
     for c, h in SQUARES:
         shape = (1, c, h, h)
         for function in (F.relu, F.relu6, F.hardswish, F.silu, F.gelu, F.sigmoid, F.hardsigmoid,
-                         F.leaky_relu, F.elu, torch.tanh):  # fmt: skip
-            yield Of(function), [shape]
-        yield nn.PReLU(c), [shape]
-        yield nn.BatchNorm2d(c), [shape]
+                         F.leaky_relu, F.elu, torch.tanh, nn.PReLU(c), nn.BatchNorm2d(c),
+                         nn.GroupNorm(8, c)):  # fmt: skip
+            yield function if isinstance(function, nn.Module) else Of(function), [shape]
+        yield nn.LayerNorm(c), [(1, h * h, c)]
+        yield nn.Softmax(-1), [(1, h * h, c)]
+        yield Of(lambda x: torch.mean(x, (2, 3))), [shape]
+        yield nn.ConvTranspose2d(c, c // 2, 2, 2), [shape]
         for function in (torch.add, torch.mul):
             yield OfTwo(function), [shape, shape]
         yield OfTwo(lambda x, y: torch.cat([x, y], 1)), [shape, shape]
@@ -162,12 +167,12 @@ def with_activations() -> Iterator[Row]:
     )  # fmt: skip
     for layer, shape in layers:
         model, units, section = prepared(layer, [shape])
-        alone = time_units(model, units, section)[units[0].node.name]
+        alone = time_unit(model, units[0], section)
         for name, activation in activations:
             model, units, section = prepared(nn.Sequential(layer, activation), [shape])
             if len(units) != 1:
                 continue
-            together = time_units(model, units, section)[units[0].node.name]
+            together = time_unit(model, units[0], section)
             written = work_of(model.graph, units[0].value).written
             for way in together.keys() & alone.keys() - {"float32"}:
                 more = max(together[way] - alone[way], 1.0)
@@ -192,9 +197,7 @@ def with_sums() -> Iterator[Row]:
             return operator(x, 0.05, 0, packed, scale, zeros, None, *space, 0.1, 0, torch.uint8,
                             "none", [], "")  # fmt: skip
 
-        def summed(
-            x=x, term=term, packed=packed, scale=scale, zeros=zeros, space=space
-        ) -> Tensor:
+        def summed(x=x, term=term, packed=packed, scale=scale, zeros=zeros, space=space) -> Tensor:
             return operator.binary(x, 0.05, 0, packed, scale, zeros, term, None, *space, 0.1, 0,
                                    torch.uint8, 0.1, 0, "sum", 1.0, "none", [], "")  # fmt: skip
 
@@ -222,6 +225,63 @@ def crossings() -> Iterator[Row]:
             programs[name] = Program(script, given)
         for name, seconds in time_programs(programs).items():
             yield "crossing", name, Work(x.numel(), 0, 0), 1e9 * seconds
+
+
+def alternatives() -> Iterator[Alternative]:
+    """What torch's other int8 operators take, from int8 to int8, and what float operators take with
+    a dequantization before and a quantization after."""
+    for c, h in SQUARES:
+        x = torch.randn(1, c, h, h).contiguous(memory_format=torch.channels_last)
+        rows, gate, slopes = torch.randn(1, h * h, c), torch.rand(1, c, 1, 1), torch.rand(c)
+        weight = torch.randn(c, c // 2, 2, 2)
+        held = torch.quantize_per_tensor(weight, 0.05, 0, torch.qint8)
+        packed = INT8.conv_transpose2d_prepack(held, None, [2, 2], [0, 0], [0, 0], [1, 1], 1)
+        for name, inputs, in_int8, in_float in (
+            ("hardswish", [x], lambda x: INT8.hardswish(x, *HELD), F.hardswish),
+            ("hardsigmoid", [x], F.hardsigmoid, F.hardsigmoid),
+            ("leaky_relu", [x], lambda x: INT8.leaky_relu(x, 0.01, False, *HELD), F.leaky_relu),
+            ("prelu", [x, slopes], lambda x, y: INT8.prelu(x, y, *HELD), F.prelu),
+            ("elu", [x], lambda x: INT8.elu(x, *HELD), F.elu),
+            ("sigmoid", [x], lambda x: INT8.sigmoid(x, *HELD), torch.sigmoid),
+            ("silu, as sigmoid and mul", [x],
+             lambda x: INT8.mul(x, INT8.sigmoid(x, *HELD), *HELD), F.silu),
+            ("tanh", [x], torch.tanh, torch.tanh),
+            ("gelu", [x], F.gelu, F.gelu),
+            ("softmax", [rows], lambda x: INT8.softmax(x, -1, *HELD), lambda x: x.softmax(-1)),
+            ("layer_norm", [rows],
+             lambda x, c=c: INT8.layer_norm(x, [c], None, None, 1e-5, *HELD),
+             lambda x, c=c: F.layer_norm(x, [c])),
+            ("group_norm", [x], lambda x: INT8.group_norm(x, 8, None, None, 1e-5, *HELD),
+             lambda x: F.group_norm(x, 8)),
+            ("mean, over the feature map", [x], *2 * (lambda x: x.mean((2, 3)),)),
+            ("mul, of each channel", [x, gate], lambda x, y: INT8.mul(x, y, *HELD), torch.mul),
+            ("matmul", [rows[:, :64], rows.transpose(1, 2)[..., :64]],
+             lambda x, y: INT8.matmul(x, y, *HELD), torch.matmul),
+            ("conv_transpose2d, per tensor", [x],
+             lambda x, packed=packed: INT8.conv_transpose2d(x, packed, *HELD),
+             lambda x, weight=weight: F.conv_transpose2d(x, weight, None, 2)),
+        ):  # fmt: skip
+            yield _compared(name, in_int8, in_float, inputs, packed)
+
+
+def _compared(
+    name: str, in_int8: Callable, in_float: Callable, inputs: list[Tensor], packed: object
+) -> Alternative:
+    """A row; `packed` is what the function in int8 may hold."""
+    given = tuple(torch.quantize_per_tensor(x, *HELD, torch.quint8) for x in inputs)
+
+    def with_boundaries(*held: Tensor) -> Tensor:
+        result = in_float(*(x.dequantize() for x in held))
+        return torch.quantize_per_tensor(result, *HELD, torch.quint8)
+
+    programs = {}
+    for way, function in (("int8", in_int8), ("float", with_boundaries)):
+        module = OfTwo(function) if len(inputs) == 2 else Of(function)
+        module.packed = packed
+        programs[way] = Program(torchscript.freeze(torchscript.trace(module, given)), given)
+    times = time_programs(programs)
+    shape = " x ".join(str(size) for size in inputs[0].shape[1:])
+    return name, shape, round(1e9 * times["int8"]), round(1e9 * times["float"])
 
 
 def measured() -> list[Row]:
@@ -255,42 +315,42 @@ def fitted(rows: list[Row]) -> tuple[dict[str, dict[str, list[float]]], dict[str
 
 def main(target: Path) -> None:
     """Measures each class of CPUs in a process of its own, and writes the table."""
-    tables, errors, grids = {}, {}, {}
+    tables, errors, grids, others = {}, {}, {}, {}
     for isa, limits in LIMITS.items():
         print(isa, file=sys.stderr)
         command = [sys.executable, __file__, "--rows"]
-        output = subprocess.run(
-            command, env={**os.environ, **limits}, stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
-        rows = [(name, way, Work(*work), t) for name, way, work, t in json.loads(output)]
+        env = {**os.environ, **limits}
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+        found, others[isa] = json.loads(done.stdout)
+        rows = [(name, way, Work(*work), t) for name, way, work, t in found]
         tables[isa], errors[isa] = fitted(rows)
         # An operator that no row tells of costs what a simple one does.
         tables[isa]["other"] = {"float32": tables[isa]["relu"]["float32"]}
-        grids[isa] = rows
+        grids[isa] = [(name, way, *work, round(t)) for name, way, work, t in rows]
     environment = here()
     made = {"date": str(date.today()), "cpu": environment.cpu, "torch": torch.__version__}
-    content = {"made": made, "classes": tables, "errors": errors, "grid": grids}
-    target.write_text(_text(content))
+    content = {"made": made, "errors": errors, "classes": tables, "grid": grids}
+    target.write_text(_text(content | {"alternatives": others}))
 
 
 def _text(content: dict) -> str:
-    """JSON with a line for each class and each row of the grid."""
-    parts = [f'"made": {json.dumps(content["made"])}', f'"errors": {json.dumps(content["errors"])}']
-    for key in ("classes", "grid"):
+    """JSON with a line for each class and each row."""
+    parts = [f'"{key}": {json.dumps(content[key])}' for key in ("made", "errors")]
+    for key in ("classes", "grid", "alternatives"):
         tables = []
         for isa, table in content[key].items():
-            if key == "classes":
-                lines = ",\n".join(f"  {json.dumps(n)}: {json.dumps(w)}" for n, w in table.items())
-                tables.append(f"{json.dumps(isa)}: {{\n{lines}\n }}")
-            else:
-                lines = ",\n".join(f"  {json.dumps([n, w, *k, round(t)])}" for n, w, k, t in table)
-                tables.append(f"{json.dumps(isa)}: [\n{lines}\n ]")
+            of_rows = isinstance(table, list)
+            items = [("", row) for row in table] if of_rows else table.items()
+            lines = ",\n".join((f"  {json.dumps(n)}: " if n else "  ") + json.dumps(v)
+                               for n, v in items)  # fmt: skip
+            left, right = "[]" if of_rows else "{}"
+            tables.append(f"{json.dumps(isa)}: {left}\n{lines}\n {right}")
         parts.append(f'"{key}": {{\n ' + ",\n ".join(tables) + "\n}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--rows"]:
-        print(json.dumps(measured()))
+        print(json.dumps([measured(), list(alternatives())]))
     else:
         main(Path(sys.argv[1]))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
+from torchvision.ops import stochastic_depth
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -145,8 +146,15 @@ _FUNCTIONS: Mapping[Callable[..., Any], str] = {
     operator.getitem: "getitem",
 }
 
-# They drop also in eval mode unless told otherwise.
-_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+# They drop also in eval mode unless told otherwise. With the place of `training`.
+_DROPOUTS: Mapping[Any, int] = {
+    F.dropout: 2,
+    F.dropout1d: 2,
+    F.dropout2d: 2,
+    F.dropout3d: 2,
+    F.alpha_dropout: 2,
+    stochastic_depth: 3,
+}
 
 _METHODS: Mapping[str, str] = {
     "add": "add",
@@ -195,7 +203,8 @@ def kind_of(graph: GraphModule, node: Node) -> str:
         return type(module).__name__
     if node.op == "call_function":
         function = node.target
-        if function in _DROPOUTS and argument(node, 2, "training", True) is False:
+        place = _DROPOUTS.get(function)
+        if place is not None and argument(node, place, "training", True) is False:
             return "identity"
         name = _FUNCTIONS.get(function) if callable(function) else None
         return name or str(getattr(function, "__name__", function))

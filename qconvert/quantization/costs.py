@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -30,8 +30,9 @@ from qconvert.models.operators import (
     tensor_inputs,
 )
 from qconvert.qconfig import Isa
-from qconvert.quantization.rules import is_depthwise, is_slow_depthwise
+from qconvert.quantization.rules import interpolation_mode, is_depthwise, is_slow_depthwise
 
+_NOISE = 0.1
 TABLE = Path(__file__).with_name("costs.json")
 # How an operator can be computed; `_float` is a layer that returns float. A classic one reads float
 # then, too: it quantizes by itself.
@@ -70,6 +71,10 @@ class Costs:
         fixed, read, written, mac = ways[way] if way in ways else ways["float32"]
         return round(fixed + read * work.read + written * work.written + mac * work.macs)
 
+    def activation(self, name: str, way: Way, elements: int) -> int:
+        """What a layer costs more with an activation in its kernel."""
+        return self.estimate(f"with {name}", way, Work(0, elements, 0))
+
     def crossing(self, name: Crossing, elements: int) -> int:
         """Of bringing a value from one form to another."""
         return self.estimate("crossing", name, Work(elements, 0, 0))
@@ -92,6 +97,8 @@ def class_of(graph: GraphModule, node: Node, way: Way) -> str:
     kind = kind_of(graph, node)
     if kind in REARRANGING and kind != "channel_shuffle":
         return "rearranging"
+    if kind == "interpolate":
+        return f"{kind} {interpolation_mode(graph, node)}"
     if kind not in CONVOLUTIONS or node.op != "call_module":
         return kind
     return f"{kind} {_shape_of_convolution(module_of(graph, node), way)}"
@@ -105,6 +112,20 @@ def _shape_of_convolution(module: Any, way: Way) -> str:
     if module.groups > 1:
         return "grouped"
     return "pointwise" if prod(module.kernel_size) == 1 else "dense"
+
+
+def with_measured(
+    costs: Costs, graph: GraphModule, nanoseconds: Mapping[str, Mapping[str, float]]
+) -> Costs:
+    """Costs with what was timed for nodes of this graph, where it differs from the table by more
+    than a tenth: less is the noise of a stopwatch, and would make plans of chance."""
+    kept: dict[str, dict[str, float]] = {}
+    for node in graph.graph.nodes:
+        for way, timed in nanoseconds.get(node.name, {}).items():
+            by_table = costs.of(graph, node, way)  # type: ignore[arg-type]
+            if abs(timed - by_table) > _NOISE * by_table:
+                kept.setdefault(node.name, {})[way] = timed
+    return replace(costs, measured=kept)
 
 
 @cache

@@ -146,8 +146,7 @@ class _Deciding:
         way: Way = ways[family] if float_output else family
         cost = self._costs.of(self._graph, unit.node, way)
         if unit.activation is not None:
-            written = prod(shape_of(unit.value))
-            cost += self._costs.estimate(f"with {unit.activation}", way, Work(0, written, 0))
+            cost += self._costs.activation(unit.activation, way, prod(shape_of(unit.value)))
         return cost
 
     def _written(self, i: int) -> Work:
@@ -335,4 +334,4 @@ class _Deciding:
 
 
 def _slower(in_float: int, in_int8: int) -> str:
-    return f"float is faster: {in_float / 1e3:.3g} microseconds against {in_int8 / 1e3:.3g} in int8"
+    return f"float is faster ({in_float / 1e3:.3g} microseconds, {in_int8 / 1e3:.3g} in int8)"

@@ -103,6 +103,16 @@ class Plan(Record):
         total = sum(operator.macs for operator in self.operators)
         return 1 - self.macs("float32") / total if total else 0.0
 
+    @property
+    def dynamic_macs(self) -> float:
+        """The part of that share whose ranges are found as the model runs."""
+        total = sum(operator.macs for operator in self.operators)
+        return self.macs("dynamic") / total if total else 0.0
+
+    def manifest_lines(self) -> list[list[str | None]]:
+        """Name, precision and kernel of each operator, for the manifest of the file."""
+        return [[o.name, o.precision, o.kernel] for o in self.operators]
+
     def digest(self) -> str:
         """SHA-256 of the whole plan."""
         return digest(self.model_dump(mode="json"))

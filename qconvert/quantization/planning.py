@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from qconvert.models.fusion import FusedModel
@@ -22,10 +23,10 @@ from qconvert.quantization.costs import Costs
 from qconvert.quantization.deciding import Decision, decide
 from qconvert.quantization.kernels import dynamic_kernel, static_kernel
 from qconvert.quantization.layer_rules import asked_for, split_pairs, without_effect
-from qconvert.quantization.plan import Plan, PlannedOperator, WeightParams
+from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams, WeightParams
 from qconvert.quantization.ranges import Ranges
 from qconvert.quantization.units import Unit, units_of
-from qconvert.quantization.weights import choose_params
+from qconvert.quantization.weights import choose_params, least_scales
 
 
 def make_plan(
@@ -42,8 +43,9 @@ def make_plan(
     operator that does not exist.
     """
     asked = asked_for(model, section)
-    units = units_of(model, section, asked, split_pairs(model, asked))
-    decisions = decide(model, units, section, measured or costs.table(section.isa))
+    chosen = measured or costs.table(section.isa)
+    units = units_of(model, section, asked, split_pairs(model, asked), chosen)
+    decisions = decide(model, units, section, chosen)
     return written(model, calibration, section, units, decisions)
 
 
@@ -62,7 +64,7 @@ def written(
         line
         for unit, decision in zip(units, decisions, strict=True)
         if decision.sum_of is None
-        for line in _operators(model, section, unit, decision, units)
+        for line in _operators(model, section, unit, decision, units, ranges.tensors)
     ]
     read = {name for o in operators if o.precision == "int8" for name in o.inputs}
     made = {o.value for o in operators if o.precision == "int8" and not o.float_output}
@@ -90,10 +92,11 @@ def _operators(
     unit: Unit,
     decision: Decision,
     units: list[Unit],
+    held: Mapping[str, TensorParams],
 ) -> list[PlannedOperator]:
     """A line for each operator of the file: in float an activation is one of its own."""
     if unit.follower is None or decision.precision == "int8":
-        return [_operator(model, section, unit, decision, units)]
+        return [_operator(model, section, unit, decision, units, held)]
     follower = replace(
         unit,
         node=unit.follower,
@@ -105,8 +108,8 @@ def _operators(
     reason = Decision("float32", f"its input {unit.name} is float")
     alone = replace(unit, follower=None, activation=None)
     return [
-        _operator(model, section, alone, decision, units),
-        _operator(model, section, follower, reason, units),
+        _operator(model, section, alone, decision, units, held),
+        _operator(model, section, follower, reason, units, held),
     ]
 
 
@@ -116,6 +119,7 @@ def _operator(
     unit: Unit,
     decision: Decision,
     units: list[Unit],
+    held: Mapping[str, TensorParams],
 ) -> PlannedOperator:
     """The plan's line for a unit, and the addition that is computed with it."""
     graph = model.graph
@@ -143,7 +147,7 @@ def _operator(
         inputs=tuple(inputs),
         float_output=decision.float_output,
         macs=multiply_accumulates(graph, unit.node),
-        weight=_weight(model, section, unit, decision),
+        weight=_weight(model, section, unit, decision, held.get(inputs[0]) if inputs else None),
         cell_weights=_cell_weights(model, unit, decision),
     )
 
@@ -174,7 +178,11 @@ def _slope(model: FusedModel, unit: Unit) -> float | None:
 
 
 def _weight(
-    model: FusedModel, section: QuantizationSection, unit: Unit, decision: Decision
+    model: FusedModel,
+    section: QuantizationSection,
+    unit: Unit,
+    decision: Decision,
+    x_held: TensorParams | None,
 ) -> WeightParams | None:
     if not unit.weighted or decision.precision == "float32":
         return None
@@ -184,7 +192,8 @@ def _weight(
         and decision.lowering is not None
         and rules.overflows_with_vnni(module, decision.lowering, scheme.scheme)
     )
-    return choose_params(module.weight, scheme, narrow)
+    least = None if x_held is None else least_scales(module.bias, x_held.scale)
+    return choose_params(module.weight, scheme, narrow, least)
 
 
 def _cell_weights(

@@ -115,6 +115,10 @@ class Ranges:
         a slice, a reshape or a pooling.
         """
         groups = _Groups()
+        results = {unit.value.name for unit in units if unit.kind == "cat"}
+        bounds = {
+            unit.value.name: bound for unit in units if (bound := self._bound(unit)) is not None
+        }
         readers: dict[str, set[str]] = {}
         for unit in units:
             for source in unit.inputs:
@@ -130,9 +134,12 @@ class Ranges:
                 kinds = set().union(*(readers.get(m, set()) for m in members))
                 own = self.tensors[source.name]
                 free = kinds <= {"cat", *rules.SAME_RANGE}
+                joined = members | groups.of(unit.value.name)
+                widest = max(self.tensors[m].range_max for m in joined & results)
+                if any(bounds.get(m, widest) < widest for m in joined):
+                    continue  # the end of its range is what bounds it
                 if free or together.scale <= own.scale * _COARSER:
                     groups.join(source.name, unit.value.name)
-        results = {unit.value.name for unit in units if unit.kind == "cat"}
         for members in groups.all():
             shared = [m for m in members if m in results]
             if not shared:

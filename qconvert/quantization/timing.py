@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -64,23 +64,37 @@ _NOTHING = Program(torchscript.freeze(torchscript.trace(_Nothing(), _SCALAR)), _
 def time_units(
     model: FusedModel, units: Sequence[Unit], section: QuantizationSection
 ) -> dict[str, dict[str, float]]:
-    """Nanoseconds of each unit, by the name of its node and the way to compute it.
+    """Nanoseconds of each operator, by the name of its node and the way to compute it; layers and
+    the activations after them apart.
 
-    Units of the same kind, settings and shapes are timed once. Left out is what cannot be cut out:
-    an operator that reads sizes which others compute.
+    Operators of the same kind, settings and shapes are timed once. Left out is what cannot be cut
+    out: an operator that reads sizes which others compute.
     """
     found: dict[str, dict[str, float]] = {}
     seen: dict[str, dict[str, float]] = {}
-    for unit in units:
-        if not unit.lowerings and unit.not_dynamic is not None:
-            continue  # there is nothing to choose
-        key = _signature(model, unit)
-        if key not in seen:
-            with one_thread():
-                seen[key] = _time_unit(model, unit, section)
-        if seen[key]:
-            found[unit.node.name] = seen[key]
+    for whole in units:
+        for unit in _apart(whole):
+            key = _signature(model, unit)
+            if key not in seen:
+                with one_thread():
+                    seen[key] = time_unit(model, unit, section)
+            if seen[key]:
+                found[unit.node.name] = seen[key]
     return found
+
+
+def _apart(unit: Unit) -> Iterator[Unit]:
+    yield replace(unit, follower=None, activation=None)
+    if unit.follower is not None:
+        yield replace(
+            unit,
+            node=unit.follower,
+            follower=None,
+            activation=None,
+            inputs=(unit.node,),
+            lowerings=(),
+            not_dynamic="",
+        )
 
 
 def _signature(model: FusedModel, unit: Unit) -> str:
@@ -96,16 +110,18 @@ def _signature(model: FusedModel, unit: Unit) -> str:
     return " ".join([*parts, *unit.lowerings])
 
 
-def _time_unit(
-    model: FusedModel, unit: Unit, section: QuantizationSection
-) -> dict[str, float]:
+def time_unit(model: FusedModel, unit: Unit, section: QuantizationSection) -> dict[str, float]:
+    """Nanoseconds of one unit, its activation included, by the way to compute it; inside of
+    `one_thread`."""
     cut = cut_out(model, unit)
     if cut is None:
         return {}
     programs: dict[str, Program] = {"float32": float_program(cut)}
     for way, family in _FAMILIES.items():
         floats = way.endswith("float")
-        if family in unit.lowerings and (not floats or (unit.weighted and unit.returns_float(family))):
+        if family in unit.lowerings and (
+            not floats or (unit.weighted and unit.returns_float(family))
+        ):
             programs[way] = int8_program(cut, section, Decision("int8", None, family, floats))
     if unit.not_dynamic is None:
         programs["dynamic"] = int8_program(cut, section, Decision("dynamic"))
@@ -157,7 +173,7 @@ def int8_program(cut: FusedModel, section: QuantizationSection, decision: Decisi
         )
         if form == "direct":
             inputs = tuple(x.int_repr() for x in inputs)
-    given = {name: form for name in names}
+    given = dict.fromkeys(names, form)
     lowered = lower(cut, plan, Int8(plan), given)
     return Program(torchscript.freeze(torchscript.trace(lowered, inputs)), inputs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import get_args
 
 from torch.fx import GraphModule, Node
@@ -15,10 +16,12 @@ from qconvert.models.operators import (
     kind_of,
     module_of,
     operator_name,
+    shape_of,
     tensor_inputs,
 )
 from qconvert.qconfig import QuantizationSection
 from qconvert.quantization import rules
+from qconvert.quantization.costs import Costs
 from qconvert.quantization.layer_rules import Asked
 from qconvert.quantization.plan import Activation, Lowering
 
@@ -66,10 +69,12 @@ def units_of(
     section: QuantizationSection,
     asked: Mapping[str, Asked],
     split: frozenset[str],
+    costs: Costs | None = None,
 ) -> list[Unit]:
     """All units in the order of the graph. A layer is paired with its activation, unless it is in
     `split`. Where no family that the qconfig allows computes them together, only a ReLU or a clip
-    stays with its layer: what is between them was not observed."""
+    stays with its layer: what is between them was not observed. By `costs`, an activation that only
+    one family computes with the layer is on its own where that is cheaper."""
     allowed: tuple[Lowering, ...] = (
         get_args(Lowering) if section.lowering == "auto" else (section.lowering,)
     )
@@ -84,7 +89,9 @@ def units_of(
             follower = nodes[model.pairs[node.name]]
         unit = _unit(model.graph, node, follower, allowed, asked[node.name])
         together = unit.activation in ("relu", "saturation") or (
-            bool(unit.lowerings) and unit.asked.precision != "dynamic"
+            bool(unit.lowerings)
+            and unit.asked.precision != "dynamic"
+            and (costs is None or _is_cheaper_together(model.graph, unit, allowed, costs))
         )
         if follower is not None and not together:
             unit = _unit(model.graph, node, None, allowed, asked[node.name])
@@ -92,6 +99,26 @@ def units_of(
             absorbed.add(follower.name)
         found.append(unit)
     return found
+
+
+def _is_cheaper_together(
+    graph: GraphModule, unit: Unit, allowed: tuple[Lowering, ...], costs: Costs
+) -> bool:
+    """Whether one kernel for a layer and its activation is faster than a layer of a family that
+    does not know the activation, and the activation in float."""
+    others = [family for family in allowed if family not in unit.lowerings]
+    written = prod(shape_of(unit.value))
+    if not others or unit.follower is None:
+        return True
+    joined = min(
+        costs.of(graph, unit.node, family) + costs.activation(str(unit.activation), family, written)
+        for family in unit.lowerings
+    )
+    apart = min(costs.of(graph, unit.node, family) for family in others)
+    apart += costs.crossing("dequantize", written) + costs.of(graph, unit.follower, "float32")
+    if any(kind_of(graph, user) in rules.INT8_WEIGHTED for user in unit.value.users):
+        apart += costs.crossing("quantize", written)
+    return joined <= apart
 
 
 def _unit(
@@ -118,10 +145,15 @@ def _unit(
         activation=activation,
         inputs=tuple(tensor_inputs(node)),
         lowerings=possible,
-        impossible=None if possible else next((r for r in reasons.values() if r), "no kernel"),
+        impossible=None if possible else _why_not(reasons, activation),
         not_dynamic=_why_not_dynamic(graph, node, kind),
         asked=asked,
     )
+
+
+def _why_not(reasons: dict[Lowering, str | None], activation: Activation | None) -> str:
+    found = next((reason for reason in reasons.values() if reason is not None), None)
+    return found or f"no int8 kernel computes {activation} with it"
 
 
 def _why_not_dynamic(graph: GraphModule, node: Node, kind: str) -> str | None:

@@ -19,10 +19,13 @@ LIMITS = {"symmetric": (-127, 127), "affine": (-128, 127)}
 NARROW = {"symmetric": (-64, 64), "affine": (-64, 64)}
 
 
-def choose_params(weight: Tensor, scheme: WeightScheme, narrow: bool = False) -> WeightParams:
+def choose_params(
+    weight: Tensor, scheme: WeightScheme, narrow: bool = False, least: Tensor | None = None
+) -> WeightParams:
     """Scales and zero points of a weight whose axis 0 is the output channel.
 
-    `narrow` limits the integers to -64 to 64, for kernels that sum in 16 bits.
+    `narrow` limits the integers to -64 to 64, for kernels that sum in 16 bits. `least` are the
+    smallest scales that the channels may have (see `least_scales`).
     """
     rows = weight.detach().reshape(weight.shape[0] if scheme.per_channel else 1, -1)
     lowest, highest = (NARROW if narrow else LIMITS)[scheme.scheme]
@@ -36,6 +39,9 @@ def choose_params(weight: Tensor, scheme: WeightScheme, narrow: bool = False) ->
         pairs = zip(low, high, strict=True)
         params = [affine(float(a), float(b), lowest, highest) for a, b in pairs]
         scales, zero_points = [p.scale for p in params], [p.zero_point for p in params]
+    if least is not None:
+        floors = least.tolist() if scheme.per_channel else [float(least.max())]
+        scales = [max(scale, floor) for scale, floor in zip(scales, floors, strict=True)]
     chosen = WeightParams(
         granularity="per_channel" if scheme.per_channel else "per_tensor",
         scheme=scheme.scheme,
@@ -65,6 +71,14 @@ def quantized(weight: Tensor, params: WeightParams) -> Tensor:
         scale, zero_point = params.scales[0], params.zero_points[0]
         return torch.quantize_per_tensor(weight, scale, zero_point, torch.qint8)
     return torch.quantize_per_channel(weight, scales, zero_points, 0, torch.qint8)
+
+
+def least_scales(bias: Tensor | None, input_scale: float) -> Tensor | None:
+    """The scales (float32) below which a bias would not fit into 32 bits, with a bit to spare for
+    the sums: a channel that is nearly dead has tiny weights, and may have any bias."""
+    if bias is None:
+        return None
+    return (bias.detach().double().abs() / (input_scale * 2.0**30)).float()
 
 
 def on_grid(bias: Tensor | None, input_scale: float, params: WeightParams) -> Tensor | None:

@@ -33,7 +33,9 @@ class Int8Share(Record):
     int8_operators: int
     float_operators: int
     boundaries: int
+    conversions: int
     int8_macs: int
+    dynamic_macs: int
     macs: int
     int8_macs_share: float
     in_float: tuple[FloatOperator, ...]

@@ -102,6 +102,11 @@ def size_table(report: Report) -> Table:
         f"{coverage.int8_operators} int8 operators, {coverage.float_operators} in float, "
         f"{coverage.boundaries} boundaries"
     )
+    if coverage.dynamic_macs:
+        note += (
+            f"; {coverage.dynamic_macs / 1e6:,.1f} M of the multiply-accumulates have int8 weights "
+            "and ranges that are found as the model runs"
+        )
     return Table("Size and coverage", ("", "float", "int8", "ratio"), rows, note)
 
 

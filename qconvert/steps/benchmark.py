@@ -75,7 +75,7 @@ def coverage_of(converted: dict[str, Any]) -> Int8Share:
     """The coverage in a record of `convert`."""
     found = Coverage.model_validate(converted["coverage"])
     return Int8Share(
-        **found.model_dump(exclude={"operators"}),
+        **found.model_dump(exclude={"operators", "counted"}),
         int8_macs_share=found.int8_macs_share,
         in_float=tuple(FloatOperator(**o) for o in converted["float_operators"]),
     )

@@ -34,6 +34,7 @@ from qconvert.steps.fuse import (
 )
 from qconvert.steps.fuse import RECORD as FUSE_RECORD
 from qconvert.steps.session import Session
+from qconvert.steps.timings import costs_of, timings_digest
 from qconvert.workspace import TEMPORARY, digest, write_atomically
 
 RECORD = "convert.json"
@@ -103,7 +104,8 @@ def _content(
 
 def planned(session: Session) -> Plan:
     """Today's plan; without calibration there is none."""
-    return make_plan(session.fused, read_calibration(session), session.config.quantization)
+    section = session.config.quantization
+    return make_plan(session.fused, read_calibration(session), section, costs_of(session))
 
 
 def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison:
@@ -185,6 +187,8 @@ def _manifest(
         },
         "accuracy": accuracy.model_dump(mode="json"),
         "int8_macs": plan.int8_macs,
+        "dynamic_macs": plan.dynamic_macs,
+        "operators": plan.manifest_lines(),
         "qconfig": _what_made_it(session),
     }
 
@@ -233,8 +237,9 @@ def _proved(
             works = other_size is not None and other_size.why_not is None
             others = [other_size.inputs] if other_size is not None and works else []
             verification = verify(candidate, model, session.proofs, session.fused.graph, others)
-        coverage = count(torchscript.load(content), session.example)
-        check_against_plan(coverage, plan)
+        extra = {MANIFEST: ""}
+        coverage = count(torchscript.load(content, extra), session.example)
+        check_against_plan(coverage, plan, json.loads(extra[MANIFEST])["operators"])
     finally:
         candidate.unlink(missing_ok=True)
     return coverage, verification
@@ -249,6 +254,7 @@ def _key(session: Session, fused_record: dict[str, Any], calibration_record: dic
             "fused": fused_digest(fused_record),
             "calibration": calibration_record["files"][DISTRIBUTIONS],
             "quantization": config.quantization.model_dump(mode="json"),
+            "timings": timings_digest(session),
             "evaluation": session.evaluation_images.digest,
             "reading": session.reading,
             "output": [fused_record["measured_output"], fused_record["answers"]],

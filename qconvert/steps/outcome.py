@@ -192,7 +192,8 @@ def _in_float(operators: Sequence[FloatOperator]) -> list[str]:
     names: dict[tuple[str, str], list[str]] = {}
     for operator in operators:
         # "its input x is float" is one reason, whatever the input.
-        reason = re.sub(r"^its input .* is float$", "an input of it is float", operator.reason)
+        reason = re.sub(r"^its input .* is float", "an input of it is float", operator.reason)
+        reason = re.sub(r" \(.* microseconds.*\)$", "", reason)
         names.setdefault((operator.kind, reason), []).append(operator.name)
     return [
         f"in float: {', '.join(found[:3])}{', …' if len(found) > 3 else ''} "

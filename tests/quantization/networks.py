@@ -228,13 +228,13 @@ def pooled_map() -> nn.Module:
 
 
 class HugeRanges(nn.Module):
-    """Trap 3: a constant map of 14943072256, which TorchScript's parser refuses as an integer, and
-    a map whose range is 1e-12."""
+    """Trap 3: a map of 14943072256 nearly everywhere, which TorchScript's parser refuses as an
+    integer, and a map whose range is 1e-12."""
 
     def __init__(self) -> None:
         super().__init__()
         self.huge, self.from_huge = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 10, 1)
-        self.huge.weight.data.zero_()
+        self.huge.weight.data *= 1e6
         self.huge.bias.data.fill_(14943072256.0)
         self.stem, self.tiny = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, bias=False)
         self.tiny.weight.data *= 1e-12
@@ -467,3 +467,19 @@ class InvertedResiduals(nn.Module):
 
 def _relu6(layer: nn.Conv2d) -> list[nn.Module]:
     return [layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU6(inplace=True)]
+
+
+class ConstantChannels(nn.Module):
+    """Trap 3, in the weights: half of the channels are biases alone, as batch norms leave them that
+    training has switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(n, 8, 3) for n in (3, 8, 8))
+        self.conv1.weight.data *= 0.05
+        self.conv2.weight.data[:4] = 0
+        self.conv2.bias.data[:4] = torch.arange(1.0, 5.0)
+        self.head = nn.Sequential(*head(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv3(F.relu(self.conv2(F.relu(self.conv1(x))))))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
 from qconvert.models.fusion import FusedModel

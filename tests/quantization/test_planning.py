@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import networks
 import pytest
 import torch
+from torch import nn
+from torch.fx import Interpreter
 
+from qconvert import torchscript
 from qconvert.errors import QConfigError
+from qconvert.quantization.lowering.coverage import check_against_plan, count
 
 
 def precisions(result) -> dict[str, str]:
@@ -51,7 +58,9 @@ def test_rules_add_up_key_by_key(converted) -> None:
     result = converted(networks.relu6, layers=layers[:2], activations=activations)
     assert precisions(result)["0"] == "float32"
     assert result.operator("2").weight.scheme == "affine"
-    result = converted(networks.relu6, layers=layers[2:], activations=activations)
+    result = converted(
+        networks.relu6, layers=layers[2:], activations=activations, lowering="classic"
+    )
     held = result.plan.tensors[result.operator("4").value]
     assert (held.observer, held.zero_point) == ("minmax", 128)
 
@@ -91,15 +100,83 @@ def test_rules_that_match_nothing_are_listed_with_the_nearest_name(converted) ->
     assert "layers[1]: type: Conv2 matches no operator; did you mean 'Conv2d'" in str(error.value)
 
 
-def test_int8_that_does_not_exist_is_refused(converted) -> None:
-    with pytest.raises(QConfigError, match="lstm cannot be int8: this version has no int8 LSTM"):
-        converted(networks.Recurrent, layers=[{"match": "lstm", "precision": "int8"}])
+@pytest.mark.parametrize(
+    ("network", "rule", "fact"),
+    [
+        (
+            networks.Recurrent, {"match": "lstm", "precision": "int8"},
+            "quantization.layers: lstm cannot be int8: this version has no int8 lstm",
+        ),
+        (
+            networks.plain, {"match": "3", "precision": "dynamic"},
+            "quantization.layers: 3 cannot be dynamic: torch quantizes linear layers, LSTM and GRU "
+            "dynamically, nothing else",
+        ),
+        (
+            networks.plain, {"type": "AdaptiveAvgPool2d", "precision": "int8"},
+            "quantization.layers: 9 cannot be int8: an average over many 8-bit values has more "
+            "than 8 bits",
+        ),
+    ],
+    ids=["int8 LSTM", "dynamic convolution", "int8 global average"],
+)  # fmt: skip
+def test_precision_that_does_not_exist_is_refused(
+    converted, network: Callable[[], nn.Module], rule: dict, fact: str
+) -> None:
+    with pytest.raises(QConfigError) as error:
+        converted(network, layers=[rule])
+    assert error.value.facts == [fact]
 
 
-def test_int8_that_is_slow_is_done_when_asked(converted) -> None:
-    result = converted(networks.odd_depthwise, layers=[{"match": "3", "precision": "int8"}])
-    assert precisions(result)["3"] == "int8"
-    assert result.sqnr_db() > 25
+@pytest.mark.parametrize("family", ["auto", "classic", "direct"])
+def test_int8_that_is_slow_is_done_when_asked(converted, family: str) -> None:
+    result = converted(
+        networks.odd_depthwise,
+        layers=[{"match": "3", "precision": "int8"}],
+        decide="table",
+        lowering=family,
+    )
+    line = result.operator("3")
+    assert line.precision == "int8"
+    assert line.lowering == ("classic" if family == "classic" else "direct")
+    assert result.sqnr_db() > 30
+
+
+def with_relu() -> nn.Module:
+    """A linear layer with a ReLU, between others."""
+    return nn.Sequential(
+        *networks.conv(3, 8, stride=2), nn.Flatten(), nn.Linear(8 * 144, 32), nn.ReLU(),
+        nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", ["vnni", "portable"])
+def test_linear_layer_is_dynamic_when_asked(converted, tmp_path: Path, isa: str) -> None:
+    """It reads and returns float; its activation is an operator of its own."""
+    rule = {"match": "4", "precision": "dynamic"}
+    result = converted(with_relu, layers=[rule], isa=isa)
+    line, relu = result.operator("4"), result.operator("5")
+    assert (line.precision, line.kernel) == ("dynamic", "quantized::linear_dynamic")
+    assert (line.lowering, line.with_activation, line.value) == (None, None, line.node)
+    assert (relu.precision, relu.inputs) == ("float32", (line.value,))
+    assert line.value not in result.plan.tensors
+    assert result.sqnr_db() > 30
+    file = torchscript.load(result.file(tmp_path / "model.pt"))
+    found = count(file, [result.images[:1]])
+    check_against_plan(found, result.plan)
+    assert found.dynamic_macs == 8 * 144 * 32
+    assert found.int8_macs_share == 1
+
+
+def test_share_of_int8_counts_dynamic_layers(converted) -> None:
+    layers = [
+        {"match": "4", "precision": "dynamic"},
+        {"match": "0", "precision": "float32"},
+    ]
+    plan = converted(with_relu, layers=layers).plan
+    first, second, third = 12 * 12 * 8 * 27, 8 * 144 * 32, 320
+    assert [plan.macs(p) for p in ("float32", "dynamic", "int8")] == [first, second, third]
+    assert plan.int8_macs == pytest.approx((second + third) / (first + second + third))
 
 
 def test_layer_has_its_own_observers(converted) -> None:
@@ -135,19 +212,26 @@ def test_every_scheme_computes_what_its_plan_predicts(
         assert q.dequantize().item() == 0
 
 
+@pytest.mark.parametrize("lowering", ["classic", "direct"])
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_without_vnni_no_activation_needs_more_than_seven_bits(converted, isa: str) -> None:
+def test_without_vnni_no_activation_needs_more_than_seven_bits(
+    converted, isa: str, lowering: str
+) -> None:
     """Also for images that go beyond the calibrated ranges, which 8 bits could still hold."""
-    result = converted(networks.relu6, isa=isa)
+    result = converted(networks.relu6, isa=isa, lowering=lowering)
     largest = []
-    for module in result.model.modules():
-        module.register_forward_pre_hook(
-            lambda m, args: (
-                largest.append(int(args[0].int_repr().max())) if args[0].is_quantized else None
-            )
-        )
+
+    class Seeing(Interpreter):
+        """Looks at what each layer reads."""
+
+        def call_module(self, target, args, kwargs):
+            (x,) = args
+            if x.is_quantized or x.dtype == torch.uint8:
+                largest.append(int((x.int_repr() if x.is_quantized else x).max()))
+            return super().call_module(target, args, kwargs)
+
     with torch.inference_mode():
-        result.model(result.images * 3)
+        Seeing(result.model).run(result.images * 3)
     assert len(largest) >= 3
     assert max(largest) == 127
     assert result.sqnr_db() > 20

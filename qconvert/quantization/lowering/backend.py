@@ -172,14 +172,20 @@ class _Lowering:
     def _copy(self, node: Node) -> None:
         """An operator in float, or one that computes shapes."""
         reads_shape = node.op.startswith("call_") and not computes_tensors(node)
+        target = str(node.target)
         if node.op == "call_module":
-            self._modules[str(node.target)] = module_of(self._model.graph, node)
+            module = module_of(self._model.graph, node)
+            if self._modules.get(target, module) is not module:  # its int8 form, for another call
+                target = f"{target}_at_{node.name}"
+            self._modules[target] = module
         elif node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
             value = getattr(self._model.graph.get_submodule(owner), name)
             self._modules[str(node.target)] = value
         as_is = reads_shape or (node.op == "output" and self._given is not None)
         new = self._graph.node_copy(node, self._any_form if as_is else self._as_float)
+        if node.op == "call_module":
+            new.target = target
         form = (self._given or {}).get(node.name, FLOAT)
         self._values[node.name] = {form: new}
 

@@ -58,7 +58,7 @@ Precision = Literal["int8", "dynamic", "float32"]
 
 
 class Counted(NamedTuple):
-    """An operator of the file that multiplies and accumulates, or is one of torch's int8 kernels."""
+    """An operator of the file that multiplies and accumulates, or is an int8 kernel of torch."""
 
     precision: Precision
     kernel: str
@@ -119,8 +119,11 @@ def count(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> Coverage
     )
 
 
-def check_against_plan(found: Coverage, plan: Plan) -> None:
-    """Raises VerificationError when the file's operators are not those of the plan.
+def check_against_plan(
+    found: Coverage, plan: Plan, manifest: Sequence[Sequence[str | None]] | None = None
+) -> None:
+    """Raises VerificationError when the file's operators are not those of the plan, or the
+    manifest in it has others.
 
     Every int8 kernel of the plan must be in the file with its multiply-accumulates, and no other;
     and so must every float operator that has any. Products of two computed tensors (attention) have
@@ -144,6 +147,9 @@ def check_against_plan(found: Coverage, plan: Plan) -> None:
         for more, number in (have - planned).items()
         if more.precision != "float32"
     ]
+    lines = plan.manifest_lines()
+    if manifest is not None and [list(line) for line in manifest] != lines:
+        facts.append("the manifest has other operators than the plan")
     if facts:
         raise VerificationError(facts, where=_WHERE, fix="this is a bug of qconvert: report it")
 

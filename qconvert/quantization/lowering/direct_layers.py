@@ -45,9 +45,14 @@ class _Layer(nn.Module):
     groups: int
     axes: int
 
-    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor, **settings: Any) -> None:
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor, settings: dict[str, Any]
+    ) -> None:
         super().__init__()
-        for name, value in settings.items():
+        unused: dict[str, Any] = {"term_scale": 1.0, "term_zero_point": 0, "algorithm": ""}
+        unused |= {"float_output": False, "numbers": [], "groups": 1}
+        unused |= dict.fromkeys(("stride", "padding", "dilation"), [1])
+        for name, value in {**unused, **settings}.items():
             setattr(self, name, value)
         self.axes = weight.dim() - 2
         self.weight, self.weight_scale, self.bias = weight, weight_scale, bias

@@ -43,7 +43,7 @@ def planned(plan: Plan, precision: str) -> int:
 def test_work_of_an_int8_network_is_in_int8(
     converted, tmp_path: Path, network: Callable[[], nn.Module], macs: int, isa: str
 ) -> None:
-    result = converted(network, isa=isa)
+    result = converted(network, isa=isa, lowering="classic")
     found = counted(result, tmp_path)
     assert (found.int8_macs, found.macs, found.int8_macs_share) == (macs, macs, 1.0)
     assert found.boundaries == 2
@@ -63,7 +63,7 @@ def test_operators_are_those_of_the_plan(
 
 
 def test_layer_in_float_is_counted_as_such(converted, tmp_path: Path) -> None:
-    result = converted(networks.plain, **FLOAT_3)
+    result = converted(networks.plain, **CLASSIC)
     found = counted(result, tmp_path)
     assert (found.int8_macs, found.macs) == (sum(PLAIN) - PLAIN[1], sum(PLAIN))
     assert found.int8_macs_share == pytest.approx(1 - PLAIN[1] / sum(PLAIN))
@@ -159,39 +159,114 @@ def test_file_has_the_work_of_its_plan(converted, tmp_path: Path, network, setti
     check_against_plan(counted(result, tmp_path), result.plan)
 
 
+def changed(plan: Plan, operator: str, **update: object) -> Plan:
+    """The plan with another claim about one operator."""
+    operators = tuple(
+        o.model_copy(update=update) if o.name == operator else o for o in plan.operators
+    )
+    return plan.model_copy(update={"operators": operators})
+
+
+CLASSIC = {"lowering": "classic", **FLOAT_3}
+RELU = "quantized::conv2d_relu in int8 with"
+WORK = "multiply-accumulates"
+
+
 @pytest.mark.parametrize(
-    ("operator", "macs", "fact"),
+    ("operator", "claim", "facts"),
     [
-        ("0", PLAIN[0] + 1, "the plan says 1,576,257"),
-        ("0", PLAIN[0] - 1, "the plan says 1,576,255"),
-        ("0", 0, "1,576,256 multiply-accumulates in int8"),
-        ("3", PLAIN[1] + 1, "less in float than the plan says"),
+        (
+            "0", {"macs": PLAIN[0] + 1},
+            [
+                f"the plan has 1 x {RELU} 248,833 {WORK} (0), the file 0",
+                f"the file has 1 x {RELU} 248,832 {WORK}, the plan 0",
+            ],
+        ),
+        (
+            "0", {"macs": 0},
+            [
+                f"the plan has 1 x {RELU} 0 {WORK} (0), the file 0",
+                f"the file has 1 x {RELU} 248,832 {WORK}, the plan 0",
+            ],
+        ),
+        (
+            "3", {"macs": PLAIN[1] + 1},
+            [f"the plan has 1 x an operator in float32 with 663,553 {WORK} (3), the file 0"],
+        ),
+        (
+            "3", {"precision": "int8", "kernel": "quantized::conv2d_relu"},
+            [f"the plan has 1 x {RELU} 663,552 {WORK} (3), the file 0"],
+        ),
+        (
+            "6", {"precision": "float32", "kernel": None},
+            [
+                f"the plan has 1 x an operator in float32 with 1,327,104 {WORK} (6), the file 0",
+                f"the file has 1 x {RELU} 1,327,104 {WORK}, the plan 0",
+            ],
+        ),
+        (
+            "6", {"kernel": "quantized::conv2d"},
+            [
+                f"the plan has 1 x quantized::conv2d in int8 with 1,327,104 {WORK} (6), the file 0",
+                f"the file has 1 x {RELU} 1,327,104 {WORK}, the plan 0",
+            ],
+        ),
+        (
+            "11", {"precision": "dynamic", "kernel": "quantized::linear_dynamic"},
+            [
+                f"the plan has 1 x quantized::linear_dynamic in dynamic with 320 {WORK} (11), "
+                "the file 0",
+                "the file has 1 x quantized::linear_with_input_q_dq_qweight_dq_output_fp32 in int8 "
+                f"with 320 {WORK}, the plan 0",
+            ],
+        ),
     ],
-)
-def test_plan_that_claims_other_work_is_refused(
-    converted, tmp_path: Path, operator: str, macs: int, fact: str
+    ids=[
+        "more work", "no work", "more in float", "int8", "float", "another kernel", "dynamic",
+    ],
+)  # fmt: skip
+def test_plan_that_claims_something_else_is_refused(
+    converted, tmp_path: Path, operator: str, claim: dict, facts: list[str]
 ) -> None:
-    result = converted(networks.plain, **FLOAT_3)
-    operators = tuple(
-        o.model_copy(update={"macs": macs}) if o.name == operator else o
-        for o in result.plan.operators
-    )
-    wrong = result.plan.model_copy(update={"operators": operators})
-    with pytest.raises(ConversionError, match="plan says") as error:
-        check_against_plan(counted(result, tmp_path), wrong)
-    assert len(error.value.facts) == 1
-    assert fact in error.value.facts[0]
+    result = converted(networks.plain, **CLASSIC)
+    found = counted(result, tmp_path)
+    check_against_plan(found, result.plan)
+    with pytest.raises(ConversionError, match="this is a bug of qconvert") as error:
+        check_against_plan(found, changed(result.plan, operator, **claim))
+    assert error.value.facts == facts
 
 
-@pytest.mark.parametrize(("claimed", "settings"), [("int8", FLOAT_3), ("float32", {})])
-def test_plan_that_claims_another_precision_is_refused(
-    converted, tmp_path: Path, claimed: str, settings: dict
+def test_kernel_without_work_is_checked_too(converted, tmp_path: Path) -> None:
+    """An addition multiplies nothing, but the plan names its kernel."""
+    result = converted(networks.Residual, lowering="classic")
+    found = counted(result, tmp_path)
+    assert ("int8", "quantized::add_relu", 0) in found.counted
+    wrong = changed(result.plan, "add", kernel="quantized::add")
+    with pytest.raises(ConversionError) as error:
+        check_against_plan(found, wrong)
+    assert error.value.facts == [
+        f"the plan has 1 x quantized::add in int8 with 0 {WORK} (add), the file 0",
+        f"the file has 1 x quantized::add_relu in int8 with 0 {WORK}, the plan 0",
+    ]
+
+
+@pytest.mark.parametrize("lowering", ["auto", "classic", "direct"])
+@pytest.mark.parametrize(
+    ("network", "macs"),
+    [
+        (networks.BasicBlocks, (
+            24 * 24 * 16 * 27 + 2 * 12 * 12 * 16 * 16 * 9 + 6 * 6 * 24 * (16 * 9 + 16 + 24 * 9)
+            + 240
+        )),
+        (networks.InvertedResiduals, (
+            12 * 12 * (16 * 27 + 2 * (2 * 16 * 48 + 48 * 9) + 16 * 32) + 320
+        )),
+    ],
+)  # fmt: skip
+def test_either_lowering_counts_the_same_work(
+    converted, tmp_path: Path, network: Callable[[], nn.Module], macs: int, lowering: str
 ) -> None:
-    result = converted(networks.plain, **settings)
-    operators = tuple(
-        o.model_copy(update={"precision": claimed}) if o.name == "3" else o
-        for o in result.plan.operators
-    )
-    wrong = result.plan.model_copy(update={"operators": operators})
-    with pytest.raises(ConversionError, match="in int8, the plan says"):
-        check_against_plan(counted(result, tmp_path), wrong)
+    result = converted(network, lowering=lowering)
+    found = counted(result, tmp_path)
+    assert (found.int8_macs, found.macs, found.dynamic_macs) == (macs, macs, 0)
+    check_against_plan(found, result.plan)
