@@ -47,6 +47,11 @@ lint: install ## rewrite the code in the project's format, then check it
 docs: install ## write the generated pages of docs/
 	$(BIN)/python -m qconvert.qconfig_reference docs
 	$(BIN)/python -m qconvert.errors_reference docs
+	$(BIN)/python -m qconvert.operators_reference docs
+
+costs: install ## time int8 against float operators and write the table that plans are decided by
+	$(BIN)/python benchmarks/costs.py qconvert/quantization/costs.json
+	$(BIN)/python -m qconvert.operators_reference docs
 
 figures: install ## measure every figure of the README and write them there
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet

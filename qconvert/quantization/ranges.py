@@ -135,8 +135,8 @@ class Ranges:
                 own = self.tensors[source.name]
                 free = kinds <= {"cat", *rules.SAME_RANGE}
                 joined = members | groups.of(unit.value.name)
-                widest = max(self.tensors[m].range_max for m in joined & results)
-                if any(bounds.get(m, widest) < widest for m in joined):
+                largest = max(self.tensors[m].range_max for m in joined & results)
+                if any(bounds.get(m, largest) < largest for m in joined):
                     continue  # the end of its range is what bounds it
                 if free or together.scale <= own.scale * _COARSER:
                     groups.join(source.name, unit.value.name)

@@ -1,5 +1,5 @@
-"""With `decide: measure`: times this model's own operators here, once. A plan made from the recorded
-times is the same on any machine."""
+"""With `decide: measure`: times this model's own operators here, once. A plan that is made from the
+recorded times is the same on any machine."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def _module(layer: Layer) -> torch.nn.Module:
     if planned.kind == "linear":
         algorithm = {"gelu": "none", "gelu_tanh": "tanh"}.get(str(planned.activation), "")
         common |= {"float_output": held is None, "numbers": numbers, "algorithm": algorithm}
-        return DirectLinear(*tensors, **common)
+        return DirectLinear(*tensors, common)
     module = layer.module
     common |= {
         "stride": list(module.stride),
@@ -219,5 +219,6 @@ def _module(layer: Layer) -> torch.nn.Module:
             "term_scale": layer.term_held.scale,
             "term_zero_point": layer.term_held.zero_point,
         }
-        return DirectSum(*tensors, **common)
-    return DirectConvolution(*tensors, **common, float_output=held is None, numbers=numbers)
+        return DirectSum(*tensors, common)
+    common |= {"float_output": held is None, "numbers": numbers}
+    return DirectConvolution(*tensors, common)

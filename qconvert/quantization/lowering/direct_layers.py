@@ -51,7 +51,7 @@ class _Layer(nn.Module):
         super().__init__()
         unused: dict[str, Any] = {"term_scale": 1.0, "term_zero_point": 0, "algorithm": ""}
         unused |= {"float_output": False, "numbers": [], "groups": 1}
-        unused |= dict.fromkeys(("stride", "padding", "dilation"), [1])
+        unused |= {"stride": [1], "padding": [0], "dilation": [1]}
         for name, value in {**unused, **settings}.items():
             setattr(self, name, value)
         self.axes = weight.dim() - 2
