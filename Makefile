@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-imagenet demo-efficientnet-lite0 test lint docs figures zoo clean
+.PHONY: help install demo demo-imagenet demo-efficientnet-lite0 test lint docs costs figures zoo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

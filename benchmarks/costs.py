@@ -37,16 +37,12 @@ from qconvert.quantization.units import Unit, units_of
 
 # What limits the instruction sets: of ATen, oneDNN and fbgemm.
 LIMITS: dict[str, dict[str, str]] = {"vnni": {}} | {
-    isa: {
-        "ATEN_CPU_CAPABILITY": isa,
-        "ONEDNN_MAX_CPU_ISA": of_onednn,
-        "FBGEMM_ENABLE_INSTRUCTIONS": isa.upper(),
-    }
+    isa: {"ATEN_CPU_CAPABILITY": isa, "ONEDNN_MAX_CPU_ISA": of_onednn,
+          "FBGEMM_ENABLE_INSTRUCTIONS": isa.upper()}
     for isa, of_onednn in (("avx512", "AVX512_CORE"), ("avx2", "AVX2"))
-}
+}  # fmt: skip
 Row = tuple[str, str, Work, float]
-# An int8 operator that plans do not use: name, shape, its nanoseconds, those of float.
-Alternative = tuple[str, str, int, int]
+Alternative = tuple[str, str, int, int]  # name, shape, nanoseconds in int8 and in float
 INT8 = torch.ops.quantized
 HELD = (0.05, 128)  # scale and zero point
 SQUARES = ((16, 112), (64, 56), (144, 28), (256, 14), (512, 7), (960, 7), (240, 1))
@@ -107,19 +103,18 @@ def others() -> Iterator[tuple[nn.Module, list[tuple[int, ...]]]]:
     for c, h in SQUARES:
         shape = (1, c, h, h)
         for function in (F.relu, F.relu6, F.hardswish, F.silu, F.gelu, F.sigmoid, F.hardsigmoid,
-                         F.leaky_relu, F.elu, torch.tanh, nn.PReLU(c), nn.BatchNorm2d(c),
-                         nn.GroupNorm(8, c)):  # fmt: skip
-            yield function if isinstance(function, nn.Module) else Of(function), [shape]
+                         F.leaky_relu, F.elu, torch.tanh, lambda x: torch.mean(x, (2, 3)),
+                         lambda x: torch.flatten(x, 1), lambda x: F.channel_shuffle(x, 2),
+                         lambda x: torch.narrow(x, 1, 0, x.shape[1] // 2)):  # fmt: skip
+            yield Of(function), [shape]
+        for layer in (nn.PReLU(c), nn.BatchNorm2d(c), nn.GroupNorm(8, c),
+                      nn.ConvTranspose2d(c, c // 2, 2, 2)):  # fmt: skip
+            yield layer, [shape]
         yield nn.LayerNorm(c), [(1, h * h, c)]
         yield nn.Softmax(-1), [(1, h * h, c)]
-        yield Of(lambda x: torch.mean(x, (2, 3))), [shape]
-        yield nn.ConvTranspose2d(c, c // 2, 2, 2), [shape]
         for function in (torch.add, torch.mul):
             yield OfTwo(function), [shape, shape]
         yield OfTwo(lambda x, y: torch.cat([x, y], 1)), [shape, shape]
-        yield Of(lambda x: torch.narrow(x, 1, 0, x.shape[1] // 2)), [shape]
-        yield Of(lambda x: torch.flatten(x, 1)), [shape]
-        yield Of(lambda x: F.channel_shuffle(x, 2)), [shape]
         if h > 1:
             yield nn.MaxPool2d(3, 2, 1), [shape]
             yield nn.AvgPool2d(3, 1, 1), [shape]
@@ -318,8 +313,7 @@ def main(target: Path) -> None:
     tables, errors, grids, others = {}, {}, {}, {}
     for isa, limits in LIMITS.items():
         print(isa, file=sys.stderr)
-        command = [sys.executable, __file__, "--rows"]
-        env = {**os.environ, **limits}
+        command, env = [sys.executable, __file__, "--rows"], {**os.environ, **limits}
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
         found, others[isa] = json.loads(done.stdout)
         rows = [(name, way, Work(*work), t) for name, way, work, t in found]
@@ -327,8 +321,7 @@ def main(target: Path) -> None:
         # An operator that no row tells of costs what a simple one does.
         tables[isa]["other"] = {"float32": tables[isa]["relu"]["float32"]}
         grids[isa] = [(name, way, *work, round(t)) for name, way, work, t in rows]
-    environment = here()
-    made = {"date": str(date.today()), "cpu": environment.cpu, "torch": torch.__version__}
+    made = {"date": str(date.today()), "cpu": here().cpu, "torch": torch.__version__}
     content = {"made": made, "errors": errors, "classes": tables, "grid": grids}
     target.write_text(_text(content | {"alternatives": others}))
 
@@ -339,12 +332,12 @@ def _text(content: dict) -> str:
     for key in ("classes", "grid", "alternatives"):
         tables = []
         for isa, table in content[key].items():
-            of_rows = isinstance(table, list)
-            items = [("", row) for row in table] if of_rows else table.items()
-            lines = ",\n".join((f"  {json.dumps(n)}: " if n else "  ") + json.dumps(v)
-                               for n, v in items)  # fmt: skip
-            left, right = "[]" if of_rows else "{}"
-            tables.append(f"{json.dumps(isa)}: {left}\n{lines}\n {right}")
+            if key == "classes":
+                items = [f"{json.dumps(name)}: {json.dumps(ways)}" for name, ways in table.items()]
+            else:
+                items = [json.dumps(row) for row in table]
+            left, right = "{}" if key == "classes" else "[]"
+            tables.append(f'"{isa}": {left}\n  ' + ",\n  ".join(items) + f"\n {right}")
         parts.append(f'"{key}": {{\n ' + ",\n ".join(tables) + "\n}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 

@@ -477,6 +477,7 @@ class ConstantChannels(nn.Module):
         super().__init__()
         self.conv1, self.conv2, self.conv3 = (nn.Conv2d(n, 8, 3) for n in (3, 8, 8))
         self.conv1.weight.data *= 0.05
+        self.conv2.weight.data *= 40
         self.conv2.weight.data[:4] = 0
         self.conv2.bias.data[:4] = torch.arange(1.0, 5.0)
         self.head = nn.Sequential(*head(8))
