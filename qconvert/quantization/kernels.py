@@ -11,6 +11,7 @@ import torch
 
 from qconvert.models.operators import CONVOLUTIONS
 from qconvert.quantization.plan import Lowering
+from qconvert.quantization.rules import ALONE
 
 _DIRECT = {
     "conv1d": "onednn::qconv1d_pointwise",
@@ -31,7 +32,7 @@ UNWEIGHTED = tuple(
     f"quantized::{name}{relu}"
     for name in ("add", "mul", "cat", "batch_norm2d", "batch_norm3d")
     for relu in ("", "_relu")
-)
+) + tuple(f"quantized::{name}" for name in ALONE)
 
 
 def static_kernel(

@@ -168,8 +168,8 @@ def _kernel(unit: Unit, decision: Decision, last: Unit) -> str | None:
 
 def _slope(model: FusedModel, unit: Unit) -> float | None:
     """The slope of a leaky ReLU."""
-    node = unit.follower
-    if unit.activation != "leaky_relu" or node is None:
+    node = unit.node if unit.kind == "leaky_relu" else unit.follower
+    if node is None or kind_of(model.graph, node) != "leaky_relu":
         return None
     if node.op == "call_module":
         return float(module_of(model.graph, node).negative_slope)

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.rnn import PackedSequence
 
 from qconvert.models.operators import (
+    ACTIVATIONS,
     CONVOLUTIONS,
     REARRANGING,
     RECURRENT,
@@ -41,8 +42,11 @@ _AVERAGES = (
 UNROUNDED = ("relu", "clip", "pad", *_POOLS, *REARRANGING)
 # Their result is held with the scale and zero point of their input.
 SAME_RANGE = (*UNROUNDED, *_AVERAGES, "interpolate")
+# Activations that have an int8 kernel of their own, a third faster than float between boundaries
+# (docs/operators.md). The others are no faster, or a part of what is in float anyway.
+ALONE = ("hardswish", "leaky_relu")
 # Their result has a range of its own; all inputs must be in int8.
-COMBINING = ("add", "mul", "cat")
+COMBINING = ("add", "mul", "cat", *ALONE)
 # Above so many channels the x86 engine hands depthwise convolutions to fbgemm.
 _FBGEMM_DEPTHWISE = 100
 _DIMENSIONS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}
@@ -108,7 +112,7 @@ def why_impossible(
         # currently disabled for transposed conv"); per tensor they lose accuracy.
         return "torch's int8 transposed convolutions take no per-channel weights"
     if kind in COMBINING:
-        return _why_not_combining(node, kind)
+        return _why_not_combining(node, kind, lowering)
     if kind == "batch_norm":
         if lowering == "direct" or len(shape_of(node)) not in (4, 5):
             return "int8 batch norm is for images, in torch's classic operators"
@@ -120,11 +124,15 @@ def why_impossible(
         return "an average over many 8-bit values has more than 8 bits"
     if kind in SAME_RANGE:
         return _why_not_same_range(graph, node, kind, lowering)
+    if kind in ACTIVATIONS:
+        return "int8 kernels compute it only with the layer before it, where that is faster"
     return f"this version has no int8 {kind}"
 
 
-def _why_not_combining(node: Node, kind: str) -> str | None:
+def _why_not_combining(node: Node, kind: str, lowering: Lowering) -> str | None:
     terms = tensor_inputs(node)
+    if kind in ALONE:
+        return None if lowering == "classic" else "oneDNN computes it with a layer only"
     if kind == "cat":
         if len(terms) < 2:
             return "it joins something else than tensors"
@@ -132,7 +140,7 @@ def _why_not_combining(node: Node, kind: str) -> str | None:
     if len(terms) != 2 or "alpha" in node.kwargs or len(node.args) > 2:
         return f"it {kind}s something else than two tensors"
     if shape_of(terms[0]) != shape_of(terms[1]):
-        return "its inputs differ in shape"
+        return "its inputs differ in shape, for which int8 is up to eight times slower than float"
     return None
 
 
@@ -147,7 +155,7 @@ def _why_not_same_range(
     if kind == "pad":
         mode, value = _padding_mode(graph, node)
         if mode != "constant" or value not in (None, 0):
-            return f"there is no int8 padding in mode {mode} with {value}"
+            return "int8 kernels pad with zeros only"
     if kind == "interpolate":
         mode = interpolation_mode(graph, node)
         if mode not in ("nearest", "bilinear") or len(shape_of(node)) != 4:

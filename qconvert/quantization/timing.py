@@ -19,8 +19,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from qconvert import torchscript
 from qconvert.models.fusion import FusedModel
-from qconvert.models.operators import module_of
+from qconvert.models.operators import kind_of, module_of
 from qconvert.qconfig import QuantizationSection
+from qconvert.quantization import rules
 from qconvert.quantization.calibration import Calibration, observed_in
 from qconvert.quantization.costs import Way
 from qconvert.quantization.deciding import Decision
@@ -73,7 +74,7 @@ def time_units(
     found: dict[str, dict[str, float]] = {}
     seen: dict[str, dict[str, float]] = {}
     for whole in units:
-        for unit in _apart(whole):
+        for unit in _apart(model, whole):
             key = _signature(model, unit)
             if key not in seen:
                 with one_thread():
@@ -83,7 +84,7 @@ def time_units(
     return found
 
 
-def _apart(unit: Unit) -> Iterator[Unit]:
+def _apart(model: FusedModel, unit: Unit) -> Iterator[Unit]:
     yield replace(unit, follower=None, activation=None)
     if unit.follower is not None:
         yield replace(
@@ -91,8 +92,9 @@ def _apart(unit: Unit) -> Iterator[Unit]:
             node=unit.follower,
             follower=None,
             activation=None,
+            kind=kind_of(model.graph, unit.follower),
             inputs=(unit.node,),
-            lowerings=(),
+            lowerings=("classic",) if kind_of(model.graph, unit.follower) in rules.ALONE else (),
             not_dynamic="",
         )
 

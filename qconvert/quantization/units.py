@@ -105,7 +105,7 @@ def _is_cheaper_together(
     graph: GraphModule, unit: Unit, allowed: tuple[Lowering, ...], costs: Costs
 ) -> bool:
     """Whether one kernel for a layer and its activation is faster than a layer of a family that
-    does not know the activation, and the activation in float."""
+    does not know the activation, and the activation on its own."""
     others = [family for family in allowed if family not in unit.lowerings]
     written = prod(shape_of(unit.value))
     if not others or unit.follower is None:
@@ -114,11 +114,13 @@ def _is_cheaper_together(
         costs.of(graph, unit.node, family) + costs.activation(str(unit.activation), family, written)
         for family in unit.lowerings
     )
-    apart = min(costs.of(graph, unit.node, family) for family in others)
-    apart += costs.crossing("dequantize", written) + costs.of(graph, unit.follower, "float32")
+    layer = min(costs.of(graph, unit.node, family) for family in others)
+    after = costs.crossing("dequantize", written) + costs.of(graph, unit.follower, "float32")
     if any(kind_of(graph, user) in rules.INT8_WEIGHTED for user in unit.value.users):
-        apart += costs.crossing("quantize", written)
-    return joined <= apart
+        after += costs.crossing("quantize", written)
+        if "classic" in others and kind_of(graph, unit.follower) in rules.ALONE:
+            after = min(after, costs.of(graph, unit.follower, "classic"))
+    return joined <= layer + after
 
 
 def _unit(

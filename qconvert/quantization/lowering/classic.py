@@ -69,9 +69,13 @@ class ClassicBackend:
         held: Sequence[TensorParams],
         axis: int,
     ) -> Node:
-        """`quantized::add`, `mul` or `cat`: rounds once, to the result's scale."""
+        """`quantized::add`, `mul`, `cat` or an activation: rounds once, to the result's scale."""
         result = held[-1]
-        operands = (list(xs), axis) if operator.kind == "cat" else tuple(xs)
+        operands: tuple[Any, ...] = tuple(xs)
+        if operator.kind == "cat":
+            operands = (list(xs), axis)
+        elif operator.kind == "leaky_relu":
+            operands = (*xs, operator.slope, False)  # not in place
         function = _function(operator)
         node = self.graph.call_function(function, (*operands, result.scale, result.zero_point))
         return self._bounded(node, result)

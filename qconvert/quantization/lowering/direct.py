@@ -23,7 +23,7 @@ from qconvert.quantization.lowering.direct_layers import (
     DirectSum,
 )
 from qconvert.quantization.plan import PlannedOperator, TensorParams
-from qconvert.quantization.rules import max_pool_settings, padding
+from qconvert.quantization.rules import ALONE, max_pool_settings, padding
 from qconvert.quantization.weights import on_grid, quantized
 
 # What a uint8 tensor can hold; a plan with fewer bits needs an explicit clamp.
@@ -99,6 +99,8 @@ class DirectBackend:
         in float arithmetic. onednn::qadd and qmul are not used: on uint8 they turn what is above
         127 into 0 (torch 2.14: 200 + 200, in 64 elements or more)."""
         *sources, result = held
+        if operator.kind in ALONE:
+            raise AssertionError(f"{operator.name}: planned as a direct {operator.kind}")
         if operator.kind != "cat":
             terms = [self.dequantize(x, source) for x, source in zip(xs, sources, strict=True)]
             function: Any = {"add": torch.add, "mul": torch.mul}[operator.kind]

@@ -61,8 +61,10 @@ class SimulatedBackend:
         axis: int,
     ) -> Node:
         """The float operator."""
-        functions: dict[str, Any] = {"add": torch.add, "mul": torch.mul}
-        if operator.kind == "cat":
+        functions: dict[str, Any] = {"add": torch.add, "mul": torch.mul, "hardswish": F.hardswish}
+        if operator.kind == "leaky_relu":
+            node = self.graph.call_function(F.leaky_relu, (*xs, operator.slope))
+        elif operator.kind == "cat":
             node = self.graph.call_function(torch.cat, (list(xs), axis))
         else:
             node = self.graph.call_function(functions[operator.kind], tuple(xs))
