@@ -32,6 +32,7 @@ from qconvert.models.regrouping import (
     attention_to_linears,
     channel_shuffles,
     chunks_to_narrows,
+    paddings_into_convolutions,
 )
 from qconvert.models.tracing import copied, traced
 
@@ -61,6 +62,7 @@ def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
     attention_to_linears(graph)
     chunks_to_narrows(graph)
     channel_shuffles(graph)
+    paddings_into_convolutions(graph)
     _number_names(graph)
     _finish(graph, example)
     return graph

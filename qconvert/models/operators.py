@@ -254,6 +254,13 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def setting(graph: GraphModule, node: Node, position: int, name: str, default: Any) -> Any:
+    """A setting of a module, or of the function that it stands for."""
+    if node.op == "call_module":
+        return getattr(module_of(graph, node), name, default)
+    return argument(node, position, name, default)
+
+
 def clip_bounds(graph: GraphModule, node: Node) -> tuple[float, float] | None:
     """The constant bounds of a `clip` node, or None when it has none."""
     low: Any

@@ -3,6 +3,9 @@ linear layers, slices and channel shuffles into one node each. They need shapes.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +13,25 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from qconvert.models.operators import NAME, argument, kind_of, module_of, operator_name, shape_of
+from qconvert.models.operators import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    NAME,
+    argument,
+    kind_of,
+    module_of,
+    operator_name,
+    setting,
+    shape_of,
+)
 
 _CHANNELS = 1
+# They keep the axes of their first input.
+_KEEPING = (
+    *ACTIVATIONS, "sigmoid", "hardsigmoid", "elu", "prelu", "batch_norm", "group_norm", "add",
+    "mul", "narrow", "channel_shuffle", "contiguous", "interpolate", "pad",
+    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
+)  # fmt: skip
 
 
 def attention_to_linears(graph: GraphModule) -> None:
@@ -57,7 +76,8 @@ def _attention(graph: GraphModule, node: Node) -> None:
 
     with graph.graph.inserting_before(node):
         if not module.batch_first:
-            inputs = [call("transpose", x, 0, 1, name="transpose") for x in inputs]
+            turned = {x: call("transpose", x, 0, 1, name="transpose") for x in inputs}
+            inputs = [turned[x] for x in inputs]
         if inputs[0] is inputs[1] is inputs[2]:
             joined = linear(weights, biases, inputs[0], "in_proj")
             width = module.embed_dim
@@ -78,6 +98,8 @@ def _attention(graph: GraphModule, node: Node) -> None:
         if not module.batch_first:
             result = call("transpose", result, 0, 1, name="transpose")
     for user in list(node.users):
+        # Attention that reads this one asks for its shape.
+        result.meta["tensor_meta"] = user.meta["tensor_meta"]
         user.replace_all_uses_with(result)
         graph.graph.erase_node(user)
     graph.graph.erase_node(node)
@@ -96,6 +118,7 @@ def chunks_to_narrows(graph: GraphModule) -> None:
             or not isinstance(x, Node)
             or not isinstance(axis, int)
             or axis % len(shape_of(x)) != _CHANNELS
+            or not _has_channels(graph, x)
             or not all(_reads_one(graph, user) for user in node.users)
         ):
             continue
@@ -112,8 +135,73 @@ def chunks_to_narrows(graph: GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
+def _has_channels(graph: GraphModule, node: Node) -> bool:
+    """Whether axis 1 has the same length for any size of image: that of a layer or an input, and
+    of what keeps its axes. After a permutation it may be the image's height."""
+    while node.op.startswith("call_"):
+        kind = kind_of(graph, node)
+        if kind in CONVOLUTIONS:
+            return True
+        if kind not in _KEEPING or not isinstance(node.args[0], Node):
+            parts: Any = node.args[0] if node.args else None
+            if kind != "cat" or not isinstance(parts, (list, tuple)):
+                return False
+            return all(_has_channels(graph, part) for part in parts)
+        node = node.args[0]
+    return node.op == "placeholder"
+
+
 def _reads_one(graph: GraphModule, user: Node) -> bool:
     return kind_of(graph, user) == "getitem" and isinstance(user.args[1], int)
+
+
+def paddings_into_convolutions(graph: GraphModule) -> None:
+    """A padding with zeros, the same on both sides, before a convolution without one is that
+    convolution's: models that pad by themselves (`ZeroPad2d`, "same" padding) lose an operator, and
+    depthwise kernels are fast only with a padding of their own."""
+    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    for node in list(graph.graph.nodes):
+        if kind_of(graph, node) != "pad" or not node.users:
+            continue
+        around = _equal_sides(graph, node)
+        if around is None:
+            continue
+        layers = [user for user in node.users if _takes_padding(graph, user, calls, around)]
+        if len(layers) != len(node.users):
+            continue
+        for layer in layers:
+            module = copy.copy(module_of(graph, layer))
+            module.padding = around
+            module._reversed_padding_repeated_twice = [p for p in reversed(around) for _ in (0, 1)]
+            graph.set_submodule(str(layer.target), module)
+        node.replace_all_uses_with(argument(node, 0, "input"))
+        graph.graph.erase_node(node)
+
+
+def _equal_sides(graph: GraphModule, node: Node) -> tuple[int, int] | None:
+    """Height and width of a padding of images with zeros on both sides alike."""
+    plain = node.op == "call_function" or type(module_of(graph, node)) is nn.ZeroPad2d
+    widths = setting(graph, node, 1, "padding" if node.op == "call_module" else "pad", None)
+    mode = "constant" if node.op == "call_module" else argument(node, 2, "mode", "constant")
+    value = None if node.op == "call_module" else argument(node, 3, "value")
+    if not plain or mode != "constant" or value not in (None, 0) or len(widths) != 4:
+        return None
+    left, right, top, bottom = widths
+    return (top, left) if left == right >= 0 and top == bottom >= 0 else None
+
+
+def _takes_padding(
+    graph: GraphModule, node: Node, calls: Mapping[str, int], around: tuple[int, int]
+) -> bool:
+    if kind_of(graph, node) != "conv2d" or node.op != "call_module":
+        return False
+    module = module_of(graph, node)
+    none = module.padding in ((0, 0), "valid") and module.padding_mode == "zeros"
+    if not none or calls[str(node.target)] != 1 or len(shape_of(node)) != 4:
+        return False
+    # Not where a filter would see nothing but padding.
+    spans = zip(around, module.dilation, module.kernel_size, strict=True)
+    return all(pad <= dilation * (size - 1) for pad, dilation, size in spans)
 
 
 def channel_shuffles(graph: GraphModule) -> None:

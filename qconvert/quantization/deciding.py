@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from qconvert.errors import QConfigError
 from qconvert.models.fusion import FusedModel
-from qconvert.models.operators import RECURRENT, operator_name, shape_of
+from qconvert.models.operators import RECURRENT, is_constant, operator_name, shape_of
 from qconvert.qconfig import QuantizationSection
 from qconvert.quantization import rules
 from qconvert.quantization.costs import Costs, Way, Work
@@ -247,7 +247,7 @@ class _Deciding:
         self, term: Node, layer: int, add: int, place: list[int], overwritten: dict[str, int]
     ) -> bool:
         roots = [self._readers.root(source).name for source in self._units[layer].inputs]
-        computed = term.op.startswith("call_")
+        computed = term.op.startswith("call_") and not is_constant(term)
         if not computed or self._readers.root(term) is not term or term.name in roots:
             return False
         # The layer reads its input later than it did: where the addition is.

@@ -25,6 +25,7 @@ from qconvert.models.operators import (
     is_constant,
     kind_of,
     module_of,
+    setting,
     shape_of,
     tensor_inputs,
 )
@@ -160,7 +161,7 @@ def _why_not_same_range(
         mode = interpolation_mode(graph, node)
         if mode not in ("nearest", "bilinear") or len(shape_of(node)) != 4:
             return f"there is no int8 interpolation in mode {mode}"
-        if _setting(graph, node, 6, "antialias", False):
+        if setting(graph, node, 6, "antialias", False):
             return "there is no int8 interpolation with antialias"
     if lowering == "direct":
         if kind in _AVERAGES or kind == "interpolate":
@@ -173,16 +174,9 @@ def _why_not_same_range(
     return None
 
 
-def _setting(graph: GraphModule, node: Node, position: int, name: str, default: Any) -> Any:
-    """A setting of a module, or of the function that it stands for."""
-    if node.op == "call_module":
-        return getattr(module_of(graph, node), name, default)
-    return argument(node, position, name, default)
-
-
 def interpolation_mode(graph: GraphModule, node: Node) -> str:
     """`nearest`, `bilinear`, …"""
-    return str(_setting(graph, node, 3, "mode", "nearest"))
+    return str(setting(graph, node, 3, "mode", "nearest"))
 
 
 def _padding_mode(graph: GraphModule, node: Node) -> tuple[str, Any]:
@@ -235,13 +229,24 @@ def why_not_dynamic(module: nn.Module, args: Sequence[Any] = ()) -> str | None:
 def is_slow_depthwise(module: Any, lowering: Lowering) -> bool:
     """Whether a depthwise layer falls off fbgemm's cliff.
 
-    fbgemm's depthwise kernels take 10 to 170 times as long when the channels are not a multiple
-    of 8 or the dilation is not 1 (measured at one thread: 116 channels, 14x14: 1,898 against 36
-    microseconds in float; 960 channels, dilation 2: 15,488 against 88).
+    fbgemm's depthwise kernels are fast for square filters of 3, 5 or 7 that keep the size, with
+    stride 1 or 2 and channels in eights. All others take 10 to 250 times as long (measured at one thread:
+    116 channels, 14x14: 1,898 against 36 microseconds in float; 960 channels, dilation 2: 15,488
+    against 88; 672 channels, 5x5, without padding: 30,850 against 159).
     """
     if lowering != "classic" or not is_depthwise(module) or module.in_channels <= _FBGEMM_DEPTHWISE:
         return False
-    return bool(module.in_channels % 8) or any(d != 1 for d in module.dilation)
+    side = module.kernel_size[0]
+    fast = (
+        module.in_channels % 8 == 0
+        and module.out_channels == module.in_channels
+        and side in (3, 5, 7)
+        and set(module.kernel_size) == {side}
+        and set(padding(module) or ()) == {side // 2}
+        and set(module.stride) <= {1, 2}
+        and set(module.dilation) == {1}
+    )
+    return not fast
 
 
 def overflows_with_vnni(module: Any, lowering: Lowering, scheme: str) -> bool:

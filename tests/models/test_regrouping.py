@@ -243,3 +243,44 @@ def test_what_is_no_shuffle_of_channels_stays(function: Callable[[Tensor], Tenso
     graph = capture(Function(function), [x])
     assert "channel_shuffle" not in kinds(graph)
     assert torch.equal(graph(x), function(x))
+
+
+class Padded(nn.Module):
+    """A padding and the layers that read it."""
+
+    def __init__(self, pad: Callable[[Tensor], Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.pad, self.layers = pad, nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.pad(x)
+        return [layer(x) for layer in self.layers]
+
+
+def small(**settings: Any) -> nn.Module:
+    return nn.Conv2d(3, 4, 3, **settings)
+
+
+@pytest.mark.parametrize(
+    ("pad", "layers", "joined"),
+    [
+        (nn.ZeroPad2d(1), [small()], True),
+        (nn.ZeroPad2d((2, 2, 1, 1)), [small(dilation=2), small()], True),
+        (lambda x: F.pad(x, (1, 1, 1, 1)), [small(bias=False)], True),
+        (nn.ZeroPad2d((0, 1, 0, 1)), [small()], False),  # more on one side
+        (nn.ConstantPad2d(1, 0.5), [small()], False),
+        (nn.ReflectionPad2d(1), [small()], False),
+        (nn.ZeroPad2d(1), [small(padding=1)], False),
+        (nn.ZeroPad2d(3), [small()], False),  # a filter would see nothing but padding
+        (nn.ZeroPad2d(1), [small(), nn.ConvTranspose2d(3, 4, 3)], False),
+    ],
+)
+def test_padding_with_zeros_is_the_convolutions(
+    pad: Callable[[Tensor], Tensor], layers: list[nn.Module], joined: bool
+) -> None:
+    model, x = Padded(pad, *layers).eval(), noise(2, 3, 9, 12)
+    with torch.inference_mode():
+        graph = capture(model, [x])
+        for have, want in zip(graph(x), model(x), strict=True):
+            torch.testing.assert_close(have, want)
+    assert ("pad" not in "".join(kinds(graph)).lower()) == joined

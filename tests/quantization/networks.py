@@ -92,6 +92,17 @@ def odd_depthwise() -> nn.Module:
     return nn.Sequential(*conv(3, 116), *conv(116, 116, groups=116), *head(116))
 
 
+def unpadded_depthwise() -> nn.Module:
+    """A filter that does not keep the size: the same."""
+    return nn.Sequential(
+        *conv(3, 120),
+        nn.Conv2d(120, 120, 3, groups=120),
+        nn.BatchNorm2d(120),
+        nn.ReLU(),
+        *head(120),
+    )
+
+
 def dilated_depthwise() -> nn.Module:
     """Trap 9: at a dilation, too."""
     return nn.Sequential(*conv(3, 120), *conv(120, 120, groups=120, dilation=2), *head(120))

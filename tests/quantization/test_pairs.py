@@ -11,6 +11,7 @@ from torch import nn
 
 from qconvert import torchscript
 from qconvert.quantization.lowering.coverage import check_against_plan, count
+from qconvert.quantization.rules import ALONE
 
 LAYERS: dict[str, Callable[[], list[nn.Module]]] = {
     "linear": lambda: [nn.Flatten(2), nn.Linear(576, 16)],
@@ -101,17 +102,18 @@ def test_activation_is_in_the_kernel_of_the_direct_operators_only(
     assert line.slope == (pytest.approx(0.3) if activation == "leaky_relu" else None)
     # Where either family may be taken, the costs say which.
     lines = converted(network(layer, activation, False), lowering="auto").plan.operators
-    *_, first, second = [o for o in lines if o.precision == "int8"]
-    between = [(o.kind, o.precision) for o in lines[lines.index(first) + 1 : lines.index(second)]]
+    first, *between, _ = lines[next(i for i, o in enumerate(lines) if o.kind == layer) :]
     kind = "gelu" if activation == "gelu_tanh" else activation
-    assert (first.lowering, first.activation, between) in [
+    alone = "int8" if kind in ALONE else "float32"
+    assert (first.lowering, first.activation, [(o.kind, o.precision) for o in between]) in [
         ("direct", activation, []),
-        ("classic", None, [(kind, "float32")]),
+        ("classic", None, [(kind, alone)]),
     ]
     lines = converted(network(layer, activation, False), lowering="classic").plan.operators
     assert [o.activation for o in lines] == [None] * len(lines)
-    assert [o.precision for o in lines[-3:]] == ["int8", "float32", "int8"]
-    assert "no int8" in (lines[-2].reason or "")
+    assert [o.precision for o in lines[-3:]] == ["int8", alone, "int8"]
+    if alone == "float32":
+        assert "only with the layer before it" in (lines[-2].reason or "")
 
 
 @pytest.mark.parametrize("activation", ["gelu", "tanh", "leaky_relu"])
@@ -120,8 +122,9 @@ def test_activation_that_no_convolution_computes_is_an_operator(
     converted, activation: str, lowering: str
 ) -> None:
     plan = converted(network("conv2d", activation, False), lowering=lowering).plan
+    alone = "int8" if activation in ALONE and lowering != "direct" else "float32"
     assert [(o.precision, o.activation) for o in plan.operators] == [
-        ("int8", None), ("float32", None), ("int8", None),
+        ("int8", None), (alone, None), ("int8", None),
     ]  # fmt: skip
 
 

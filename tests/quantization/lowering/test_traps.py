@@ -1,7 +1,7 @@
 """The traps of a naive conversion: each network is converted, reloaded in a fresh process that
 sets nothing, compared at two batch sizes, and stays as near to float as its plan predicts.
 
-The other traps that were measured: 2 in test_overflow.py, 8 in tests/images/test_folder.py, 10 in
+The other traps that were measured: 2 in test_overflow.py, 8 below, 10 in
 tests/models/test_detection.py, 13 in tests/models/test_checkpoint.py and test_outputs.py, 14 and 15
 in tests/measurement/test_latency.py, 19 in test_affine.py, 20 in test_calibration.py.
 """
@@ -206,7 +206,10 @@ def test_no_calibration_image_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decide", ["int8", "table"])
-@pytest.mark.parametrize("network", [networks.odd_depthwise, networks.dilated_depthwise])
+@pytest.mark.parametrize(
+    "network",
+    [networks.odd_depthwise, networks.unpadded_depthwise, networks.dilated_depthwise],
+)
 def test_depthwise_layer_on_the_cliff_is_never_classic(
     converted, network: Callable[[], nn.Module], decide: str
 ) -> None:
