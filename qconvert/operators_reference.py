@@ -6,23 +6,31 @@ python -m qconvert.operators_reference docs
 from __future__ import annotations
 
 import json
-import operator
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import get_args
 
 import torch
-from torch import Tensor, nn
 
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.models.operators import RECURRENT, kind_of, operator_name
+from qconvert.operators_examples import (
+    BETWEEN,
+    IMAGES,
+    LAYERS,
+    TOKENS,
+    Between,
+    Example,
+    Shape,
+    activations,
+)
 from qconvert.qconfig import Isa, QuantizationSection
 from qconvert.quantization.costs import TABLE, Crossing, Way, class_of, table
 from qconvert.quantization.deciding import Decision, decide
@@ -68,12 +76,13 @@ itself, not the model's output. An input of the model is no such term. Other sum
 their own.
 
 **Depthwise cliff.** fbgemm is the classic kernel of depthwise layers of more than 100 channels. It
-takes 10 to 170 times as long when the channels are no multiple of 8, or with dilation. Such layers
-are direct, or float.
+takes 10 to 250 times as long when the channels are no multiple of 8, with a dilation, and with
+filters other than square ones of 3, 5 or 7 that keep the size. Such layers are direct, or float.
 
 **Activations other than ReLU and clips.** ReLU and clips bound integers, at no cost in the kernel
 before them. Others are computed by the direct kernel of the layer before them where it knows them
-and that is faster, and else in float between two boundaries. Both ways are compared below.
+and that is faster. Leaky ReLU has an int8 operator of its own. The rest is in float between two
+boundaries. The ways are compared below.
 
 ## Times
 
@@ -103,163 +112,6 @@ _NOT_USED = {
     "mean, over the feature map": "the average has more than 8 bits",
     "silu, as sigmoid and mul": "it rounds twice",
 }
-_ERRORS = """## Error of the fit
-
-The median relative error of each class of operators, over all its shapes and kernels.
-"""
-Shape = tuple[int, ...]
-IMAGES: tuple[Shape, ...] = ((64, 56, 56), (256, 14, 14))
-ODD: tuple[Shape, ...] = ((116, 28, 28), (122, 14, 14))
-WIDE: tuple[Shape, ...] = ((232, 28, 28), (960, 14, 14))
-LINES: tuple[Shape, ...] = ((64, 128), (128, 64))
-VOLUMES: tuple[Shape, ...] = ((16, 8, 8, 8), (32, 8, 8, 8))
-TOKENS: tuple[Shape, ...] = ((197, 192), (49, 384))
-STEPS: tuple[Shape, ...] = ((20, 64), (40, 256))
-FEATURES: tuple[Shape, ...] = ((512,), (2048,))
-
-
-@dataclass(frozen=True)
-class Example:
-    """An operator of a kind, between two layers. `make` gets the number of channels or features."""
-
-    about: str
-    kind: str
-    make: Callable[[int], nn.Module]
-    shapes: tuple[Shape, ...] = IMAGES
-
-
-class _Of(nn.Module):
-    """A function of the input, and of what it is given to compute with."""
-
-    def __init__(self, function: Callable[..., Any], *parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x, *self.parts)
-
-
-class _Between(nn.Module):
-    """A pointwise or linear layer, the operator, and another such layer unless it is the last."""
-
-    def __init__(self, example: Example, shape: Shape) -> None:
-        super().__init__()
-        in_line = example.kind.endswith("1d")
-        self.before = _layer((1, *shape), in_line)
-        self.what = example.make(shape[-1] if shape in TOKENS + STEPS else shape[0]).eval()
-        result = self.what(torch.zeros(1, *shape))
-        last = example.shapes == FEATURES
-        self.after = nn.Identity() if last else _layer(tuple(result.shape), in_line)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.after(self.what(self.before(x)))
-
-
-def _layer(shape: Shape, in_line: bool) -> nn.Module:
-    if len(shape) == 2 or (len(shape) == 3 and not in_line):
-        return nn.Linear(shape[-1], min(shape[-1], 4096))
-    kinds = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-    return kinds[len(shape)](shape[1], shape[1], 1)
-
-
-def _conv(c: int, kind: Any = nn.Conv2d, **settings: Any) -> nn.Module:
-    return kind(c, c, 3, **{"padding": 1, **settings})
-
-
-def _joined(c: int, join: Callable[..., Any]) -> nn.Module:
-    return _Of(lambda x, f: join(x, f(x)), nn.Sequential(_conv(c), _conv(c)))
-
-
-def _gated(c: int) -> nn.Module:
-    gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1), nn.Hardsigmoid())
-    return _Of(lambda x, f: x * f(x), gate)
-
-
-def _first(x: Tensor, layer: nn.Module) -> Any:
-    return layer(x)[0]
-
-
-def _attention(c: int) -> nn.Module:
-    heads = nn.MultiheadAttention(c, c // 64, batch_first=True)
-    return _Of(lambda x, f: f(x, x, x, need_weights=False)[0], heads)
-
-
-def _pooled(make: Callable[[int], nn.Module], c: int) -> nn.Module:
-    return nn.Sequential(nn.MaxPool2d(3, 1, 1), make(c))
-
-
-def _shuffled(x: Tensor) -> Tensor:
-    b, c, h, w = x.shape
-    return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
-
-
-LAYERS = (
-    Example("convolution, 1d", "conv1d", lambda c: _conv(c, nn.Conv1d), LINES),
-    Example("convolution, 2d, 3x3", "conv2d", _conv),
-    Example("convolution, 2d, pointwise", "conv2d", lambda c: nn.Conv2d(c, c, 1)),
-    Example("convolution, 3d", "conv3d", lambda c: _conv(c, nn.Conv3d), VOLUMES),
-    Example("grouped", "conv2d", lambda c: _conv(c, groups=c // 8)),
-    Example("dilated", "conv2d", lambda c: _conv(c, dilation=2)),
-    Example("depthwise", "conv2d", lambda c: _conv(c, groups=c)),
-    Example("depthwise, channels no multiple of 8", "conv2d", lambda c: _conv(c, groups=c), ODD),
-    Example("depthwise, dilated", "conv2d", lambda c: _conv(c, dilation=2, groups=c), WIDE),
-    Example("with reflected padding", "conv2d", lambda c: _conv(c, padding_mode="reflect")),
-    Example("transposed, 1d", "conv_transpose1d", lambda c: _conv(c, nn.ConvTranspose1d), LINES),
-    Example("transposed, 2d", "conv_transpose2d", lambda c: nn.ConvTranspose2d(c, c // 2, 2, 2)),
-    Example("transposed, 3d", "conv_transpose3d", lambda c: _conv(c, nn.ConvTranspose3d), VOLUMES),
-    Example("linear, of rows", "linear", lambda c: nn.Linear(c, 4 * c), TOKENS),
-    Example("linear, the last layer", "linear", lambda c: nn.Linear(c, 1000), FEATURES),
-    Example("attention: its linear layers", "linear", _attention, TOKENS),
-    Example("attention: its product", "attention", _attention, TOKENS),
-    Example("LSTM", "lstm", lambda c: _Of(_first, nn.LSTM(c, c, batch_first=True)), STEPS),
-    Example("GRU", "gru", lambda c: _Of(_first, nn.GRU(c, c, batch_first=True)), STEPS),
-)  # fmt: skip
-BETWEEN = (
-    Example("residual sum", "add", lambda c: _joined(c, operator.add)),
-    Example("sum, its terms read again", "add",
-            lambda c: _joined(c, lambda x, y: torch.cat([x + y, x, y], 1))),
-    Example("sum with a constant", "add", lambda c: _Of(lambda x: x + 1.0)),
-    Example("product of two tensors", "mul", lambda c: _joined(c, operator.mul)),
-    Example("squeeze-and-excitation: its product", "mul", _gated),
-    Example("concat", "cat", lambda c: _joined(c, lambda x, y: torch.cat([x, y], 1))),
-    Example("batch norm, not folded", "batch_norm", partial(_pooled, nn.BatchNorm2d)),
-    Example("layer norm", "layer_norm", nn.LayerNorm, TOKENS),
-    Example("group norm", "group_norm", lambda c: nn.GroupNorm(8, c)),
-    Example("softmax", "softmax", lambda c: nn.Softmax(-1), TOKENS),
-    Example("max pooling", "max_pool2d", lambda c: nn.MaxPool2d(3, 2, 1)),
-    Example("average pooling", "avg_pool2d", lambda c: nn.AvgPool2d(3, 1, 1)),
-    Example("adaptive pooling, to 7 x 7", "adaptive_avg_pool2d", lambda c: nn.AdaptiveAvgPool2d(7)),
-    Example("adaptive pooling, to 1 x 1", "adaptive_avg_pool2d", lambda c: nn.AdaptiveAvgPool2d(1)),
-    Example("mean over height and width", "mean", lambda c: _Of(lambda x: x.mean((2, 3)))),
-    Example("interpolate, nearest", "interpolate", lambda c: nn.Upsample(scale_factor=2)),
-    Example("interpolate, bilinear", "interpolate", lambda c: nn.Upsample(None, 2, "bilinear")),
-    Example("flatten", "flatten", lambda c: nn.Flatten()),
-    Example("view, reshape", "reshape", lambda c: _Of(lambda x: x.view(1, 2 * c, -1, x.shape[3]))),
-    Example("permute", "permute", lambda c: _Of(lambda x: x.permute(0, 1, 3, 2))),
-    Example("chunk, split of channels", "narrow", lambda c: _Of(lambda x: x.chunk(2, 1)[0])),
-    Example("chunk, split of another axis", "chunk", lambda c: _Of(lambda x: x.chunk(2, 2)[0])),
-    Example("channel shuffle", "channel_shuffle", lambda c: _Of(_shuffled)),
-    Example("padding with zeros", "pad", lambda c: nn.ZeroPad2d(1)),
-    Example("padding, reflected", "pad", lambda c: nn.ReflectionPad2d(1)),
-)  # fmt: skip
-_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "relu": lambda c: nn.ReLU(), "clip": lambda c: nn.ReLU6(),
-    "leaky_relu": lambda c: nn.LeakyReLU(), "prelu": nn.PReLU, "elu": lambda c: nn.ELU(),
-    "hardswish": lambda c: nn.Hardswish(), "silu": lambda c: nn.SiLU(),
-    "gelu": lambda c: nn.GELU(), "sigmoid": lambda c: nn.Sigmoid(),
-    "hardsigmoid": lambda c: nn.Hardsigmoid(), "tanh": lambda c: nn.Tanh(),
-}  # fmt: skip
-
-
-@cache
-def _activations(shapes: tuple[Shape, ...], pooled: bool = False) -> tuple[Example, ...]:
-    """Each activation after a layer, or on its own after a pooling."""
-    return tuple(
-        Example(type(make(1)).__name__, kind, partial(_pooled, make) if pooled else make, shapes)
-        for kind, make in _ACTIVATIONS.items()
-        if kind != "prelu" or shapes is IMAGES
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,7 +156,7 @@ def _cases(example: Example) -> tuple[_Case, ...]:
     """The example in each of its shapes, without values: nothing is computed."""
     with torch.device("meta"):
         return tuple(
-            _Case(example, s, fuse(capture(_Between(example, s).eval(), [torch.zeros(1, *s)])))
+            _Case(example, s, fuse(capture(Between(example, s).eval(), [torch.zeros(1, *s)])))
             for s in example.shapes
         )
 
@@ -407,11 +259,11 @@ def page() -> str:
     made = data["made"]
     when = (f"made on {made['date']} on {made['cpu']} with torch {made['torch']}" if made
             else "which does not say when and where it was made")  # fmt: skip
-    timed = [(e.about, c) for e in (*LAYERS, *BETWEEN, *_activations(IMAGES, True))
+    timed = [(e.about, c) for e in (*LAYERS, *BETWEEN, *activations(IMAGES, True))
              for c in _cases(e)]  # fmt: skip
     pairs = [(f"{e.about} after {what}", c)
              for what, shapes in (("pointwise convolution", IMAGES), ("linear layer", TOKENS))
-             for e in _activations(shapes) if e.kind not in ("relu", "clip")
+             for e in activations(shapes) if e.kind not in ("relu", "clip")
              for c in _cases(e)[:1]]  # fmt: skip
     crossings = [
         [name, _size(s), *(_cell([table(isa).crossing(name, prod(s))]) for isa in ISAS)]
@@ -426,7 +278,7 @@ def page() -> str:
         *_becoming("Layers", ["between two layers"], [LAYERS]),
         *_becoming("Between layers", ["between two layers"], [BETWEEN]),
         *_becoming("Activations", ["after a convolution", "after a linear layer", "on its own"],
-                   [_activations(IMAGES), _activations(TOKENS), _activations(IMAGES, True)]),
+                   [activations(IMAGES), activations(TOKENS), activations(IMAGES, True)]),
         _FORMS,
         *_table(head, [_row(a, c, _times) for a, c in timed]),
         "### Boundaries\n",

@@ -44,8 +44,9 @@ UNROUNDED = ("relu", "clip", "pad", *_POOLS, *REARRANGING)
 # Their result is held with the scale and zero point of their input.
 SAME_RANGE = (*UNROUNDED, *_AVERAGES, "interpolate")
 # Activations that have an int8 kernel of their own, a third faster than float between boundaries
-# (docs/operators.md). The others are no faster, or a part of what is in float anyway.
-ALONE = ("hardswish", "leaky_relu")
+# (docs/operators.md). The others are no faster, or a part of what is in float anyway. Hardswish is,
+# too, but made a whole MobileNetV3 1 % faster and cost 0.8 dB, for its input is then rounded.
+ALONE = ("leaky_relu",)
 # Their result has a range of its own; all inputs must be in int8.
 COMBINING = ("add", "mul", "cat", *ALONE)
 # Above so many channels the x86 engine hands depthwise convolutions to fbgemm.
@@ -230,9 +231,9 @@ def is_slow_depthwise(module: Any, lowering: Lowering) -> bool:
     """Whether a depthwise layer falls off fbgemm's cliff.
 
     fbgemm's depthwise kernels are fast for square filters of 3, 5 or 7 that keep the size, with
-    stride 1 or 2 and channels in eights. All others take 10 to 250 times as long (measured at one thread:
-    116 channels, 14x14: 1,898 against 36 microseconds in float; 960 channels, dilation 2: 15,488
-    against 88; 672 channels, 5x5, without padding: 30,850 against 159).
+    stride 1 or 2 and channels in eights. All others take 10 to 250 times as long (measured at one
+    thread: 116 channels, 14x14: 1,898 against 36 microseconds in float; 960 channels, dilation 2:
+    15,488 against 88; 672 channels, 5x5, without padding: 30,850 against 159).
     """
     if lowering != "classic" or not is_depthwise(module) or module.in_channels <= _FBGEMM_DEPTHWISE:
         return False

@@ -248,8 +248,6 @@ class _Run:
             real = np.concatenate([term.real for term in xs], _axis(node))
         elif o.kind == "leaky_relu":
             real = np.where(x.real < 0, x.real * o.slope, x.real)
-        elif o.kind == "hardswish":
-            real = ACTIVATIONS[o.kind](x.real)
         elif o.kind == "batch_norm":
             real = self._activated(o, _normalized(x.real, self._reference._module(o)))
         elif o.kind in ("relu", "clip"):

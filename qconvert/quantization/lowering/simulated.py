@@ -61,7 +61,7 @@ class SimulatedBackend:
         axis: int,
     ) -> Node:
         """The float operator."""
-        functions: dict[str, Any] = {"add": torch.add, "mul": torch.mul, "hardswish": F.hardswish}
+        functions: dict[str, Any] = {"add": torch.add, "mul": torch.mul}
         if operator.kind == "leaky_relu":
             node = self.graph.call_function(F.leaky_relu, (*xs, operator.slope))
         elif operator.kind == "cat":
