@@ -102,8 +102,7 @@ def picture(index: int, pixels: int) -> np.ndarray:
 
 
 def _texture(generator: np.random.Generator, pixels: int) -> np.ndarray:
-    """Noise of variance 1 whose amplitude falls as 1 / frequency, as in photographs (Field 1987).
-    """
+    """Noise of variance 1 with amplitudes as 1 / frequency, as in photographs (Field 1987)."""
     frequencies = np.fft.fftfreq(pixels)
     radius = np.hypot(frequencies[:, None], frequencies[None])
     radius[0, 0] = np.inf  # no mean

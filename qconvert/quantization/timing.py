@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from qconvert import torchscript
+from qconvert.images.stream import one_thread
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import kind_of, module_of
 from qconvert.qconfig import QuantizationSection
@@ -77,6 +77,8 @@ def time_units(
         for unit in _apart(model, whole):
             key = _signature(model, unit)
             if key not in seen:
+                # Classic layers remember how they computed with the number of threads that they
+                # first met, and are three times as slow with another.
                 with one_thread():
                     seen[key] = time_unit(model, unit, section)
             if seen[key]:
@@ -213,15 +215,3 @@ def time_programs(programs: dict[str, Program]) -> dict[str, float]:
                 times[name].append((time.process_time() - start) / _IN_A_ROW)
     nothing = median(times.pop("nothing"))
     return {name: max(median(values) - nothing, 0.0) for name, values in times.items()}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Classic layers remember how they computed with the number of threads that they first met, and
-    are three times as slow with another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

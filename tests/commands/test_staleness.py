@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,3 +92,26 @@ def test_force_runs_everything(shared: Project) -> None:
     result = shared.run("convert", "--force")
     assert steps_run(result.err) == ["fuse", "calibrate", "convert"]
     assert "convert: --force" in result.err
+
+
+def test_operators_are_timed_once(make_project: Callable[[Path], Project], tmp_path: Path) -> None:
+    """What was timed is an input from then on: a plan depends on the record, not on a stopwatch."""
+    project = make_project(tmp_path / "project")
+    project.qconfig(quantization={"decide": "measure"})
+    first = project.run("convert")
+    assert first.code == 0, first.err
+    assert "\ntimings: timings.json is missing" in first.err
+    times = project.record("timings.json")["nanoseconds"]
+    assert any("classic" in ways and ways["float32"] > 0 for ways in times.values())
+    again = project.run("convert")
+    assert "timings:" not in again.err
+    assert steps_run(again.err) == []
+    # With other times there is another plan.
+    record = project.record("timings.json")
+    for ways in record["nanoseconds"].values():
+        ways.update({way: 1e9 for way in ways if way != "float32"})
+    (project.output / "timings.json").write_text(json.dumps(record))
+    slower = project.run("convert")
+    assert steps_run(slower.err) == ["convert"]
+    operators = project.record("plan.json")["operators"]
+    assert {operator["precision"] for operator in operators} == {"float32"}
