@@ -76,8 +76,9 @@ MISTAKES = [
     ("qantization", {}, "qantization: unknown key; did you mean 'quantization'?"),
     ("calibration.zzz", 4,
      "calibration.zzz: unknown key; known: images, batch_size, seed, averaging"),
-    ("quantization.intervals", 4, "quantization.intervals: unknown key; known: isa, decide, lowering, "
-     "activations, weights, layers"),
+    ("quantization.intervals", 4,
+     "quantization.intervals: unknown key; known: isa, decide, lowering, activations, weights, "
+     "layers"),
     ("quantization.layers", [{"match": "a", "weight": {}}],
      "quantization.layers[0].weight: unknown key; did you mean 'weights'?"),
     ("quantization.activations.observer", "histgram", "quantization.activations.observer: unknown "
