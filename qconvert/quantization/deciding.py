@@ -93,12 +93,9 @@ class _Deciding:
         """Every layer, and what lies between: operators whose inputs are all in int8."""
         found: list[bool] = []
         for unit in self._units:
-            asked, inputs = (
-                unit.asked.precision,
-                [self._readers.makers.get(s.name) for s in unit.inputs],
-            )
-            reached = unit.weighted or all(i is not None and found[i] for i in inputs)
-            wanted = asked == "int8" or (asked == "auto" and reached and bool(inputs))
+            asked = unit.asked.precision
+            reached = unit.weighted or all(self._made_in_int8(s.name, found) for s in unit.inputs)
+            wanted = asked == "int8" or (asked == "auto" and reached and bool(unit.inputs))
             found.append(bool(unit.lowerings) and wanted)
         return found
 

@@ -13,7 +13,7 @@ from qconvert.models.operators import CONVOLUTIONS
 from qconvert.quantization.plan import Lowering
 from qconvert.quantization.rules import ALONE
 
-_DIRECT = {
+DIRECT = {
     "conv1d": "onednn::qconv1d_pointwise",
     "conv2d": "onednn::qconv2d_pointwise",
     "conv3d": "onednn::qconv_pointwise",
@@ -21,7 +21,7 @@ _DIRECT = {
 }
 # A linear layer that reads float, computes in int8 and returns its 32-bit sums as float.
 FLOAT_LINEAR = "quantized::linear_with_input_q_dq_qweight_dq_output_fp32"
-_DYNAMIC = {
+DYNAMIC = {
     "linear": "quantized::linear_dynamic",
     "lstm": "aten::quantized_lstm",
     "gru": "aten::quantized_gru",
@@ -42,7 +42,7 @@ def static_kernel(
     tensors. `relu`: an activation from zero up is computed with it; `dimensions` are the result's.
     """
     if lowering == "direct":
-        return _DIRECT.get(kind)
+        return DIRECT.get(kind)
     if kind == "linear" and float_output:
         return FLOAT_LINEAR
     name = f"batch_norm{dimensions - 2}d" if kind == "batch_norm" else kind
@@ -52,7 +52,7 @@ def static_kernel(
 
 def dynamic_kernel(kind: str) -> str:
     """The operator with int8 weights that reads and returns float."""
-    return _DYNAMIC[kind]
+    return DYNAMIC[kind]
 
 
 def operator(name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import (
@@ -25,7 +24,7 @@ from qconvert.quantization.kernels import dynamic_kernel, static_kernel
 from qconvert.quantization.layer_rules import asked_for, split_pairs, without_effect
 from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams, WeightParams
 from qconvert.quantization.ranges import Ranges
-from qconvert.quantization.units import Unit, units_of
+from qconvert.quantization.units import Unit, apart, units_of
 from qconvert.quantization.weights import choose_params, least_scales
 
 
@@ -61,10 +60,10 @@ def written(
     ranges = Ranges(model, calibration, section, asked)
     ranges.choose(units, decisions)
     operators = [
-        line
+        _operator(model, section, line, outcome, units, ranges.tensors)
         for unit, decision in zip(units, decisions, strict=True)
         if decision.sum_of is None
-        for line in _operators(model, section, unit, decision, units, ranges.tensors)
+        for line, outcome in _lines(model, unit, decision)
     ]
     read = {name for o in operators if o.precision == "int8" for name in o.inputs}
     made = {o.value for o in operators if o.precision == "int8" and not o.float_output}
@@ -86,31 +85,13 @@ def _with_range_of_their_own(operators: list[PlannedOperator], made: set[str]) -
     }
 
 
-def _operators(
-    model: FusedModel,
-    section: QuantizationSection,
-    unit: Unit,
-    decision: Decision,
-    units: list[Unit],
-    held: Mapping[str, TensorParams],
-) -> list[PlannedOperator]:
+def _lines(model: FusedModel, unit: Unit, decision: Decision) -> list[tuple[Unit, Decision]]:
     """A line for each operator of the file: in float an activation is one of its own."""
-    if unit.follower is None or decision.precision == "int8":
-        return [_operator(model, section, unit, decision, units, held)]
-    follower = replace(
-        unit,
-        node=unit.follower,
-        follower=None,
-        kind=kind_of(model.graph, unit.follower),
-        activation=None,
-        inputs=(unit.node,),
-    )
+    if decision.precision == "int8":
+        return [(unit, decision)]
+    layer, *followers = apart(model.graph, unit)
     reason = Decision("float32", f"its input {unit.name} is float")
-    alone = replace(unit, follower=None, activation=None)
-    return [
-        _operator(model, section, alone, decision, units, held),
-        _operator(model, section, follower, reason, units, held),
-    ]
+    return [(layer, decision), *((follower, reason) for follower in followers)]
 
 
 def _operator(

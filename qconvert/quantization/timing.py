@@ -7,8 +7,8 @@ that it reads.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -19,9 +19,8 @@ from torch.fx import Graph, GraphModule, Node
 from qconvert import torchscript
 from qconvert.images.stream import one_thread
 from qconvert.models.fusion import FusedModel
-from qconvert.models.operators import kind_of, module_of
+from qconvert.models.operators import module_of
 from qconvert.qconfig import QuantizationSection
-from qconvert.quantization import rules
 from qconvert.quantization.calibration import Calibration, observed_in
 from qconvert.quantization.costs import Way
 from qconvert.quantization.deciding import Decision
@@ -30,7 +29,7 @@ from qconvert.quantization.lowering.backend import FLOAT, lower
 from qconvert.quantization.lowering.targets import Int8
 from qconvert.quantization.plan import Lowering
 from qconvert.quantization.planning import written
-from qconvert.quantization.units import Unit, units_of
+from qconvert.quantization.units import Unit, apart, units_of
 
 # At least so many turns of each way, of so many calls, and at least so long in all.
 _TURNS = 9
@@ -74,7 +73,7 @@ def time_units(
     found: dict[str, dict[str, float]] = {}
     seen: dict[str, dict[str, float]] = {}
     for whole in units:
-        for unit in _apart(model, whole):
+        for unit in apart(model.graph, whole):
             key = _signature(model, unit)
             if key not in seen:
                 # Classic layers remember how they computed with the number of threads that they
@@ -84,21 +83,6 @@ def time_units(
             if seen[key]:
                 found[unit.node.name] = seen[key]
     return found
-
-
-def _apart(model: FusedModel, unit: Unit) -> Iterator[Unit]:
-    yield replace(unit, follower=None, activation=None)
-    if unit.follower is not None:
-        yield replace(
-            unit,
-            node=unit.follower,
-            follower=None,
-            activation=None,
-            kind=kind_of(model.graph, unit.follower),
-            inputs=(unit.node,),
-            lowerings=("classic",) if kind_of(model.graph, unit.follower) in rules.ALONE else (),
-            not_dynamic="",
-        )
 
 
 def _signature(model: FusedModel, unit: Unit) -> str:

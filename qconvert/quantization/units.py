@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import get_args
 
@@ -99,6 +99,23 @@ def units_of(
             absorbed.add(follower.name)
         found.append(unit)
     return found
+
+
+def apart(graph: GraphModule, unit: Unit) -> list[Unit]:
+    """A layer and the activation after it as two units."""
+    if unit.follower is None:
+        return [unit]
+    kind = kind_of(graph, unit.follower)
+    layer = replace(unit, follower=None, activation=None)
+    follower = replace(
+        layer,
+        node=unit.follower,
+        kind=kind,
+        inputs=(unit.node,),
+        lowerings=("classic",) if kind in rules.ALONE else (),
+        not_dynamic=_why_not_dynamic(graph, unit.follower, kind),
+    )
+    return [layer, follower]
 
 
 def _is_cheaper_together(

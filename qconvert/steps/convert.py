@@ -34,7 +34,7 @@ from qconvert.steps.fuse import (
 )
 from qconvert.steps.fuse import RECORD as FUSE_RECORD
 from qconvert.steps.session import Session
-from qconvert.steps.timings import costs_of, timings_digest
+from qconvert.steps.timings import Timings, costs_by, make_timings
 from qconvert.workspace import TEMPORARY, digest, write_atomically
 
 RECORD = "convert.json"
@@ -54,12 +54,13 @@ def make_int8(session: Session) -> dict[str, Any]:
     calibration_record = make_calibration(session)
     workspace = session.workspace
     fused_record = workspace.read(FUSE_RECORD) or {}
-    key = _key(session, fused_record, calibration_record)
+    timings = make_timings(session)
+    key = _key(session, fused_record, calibration_record, timings)
     if (record := session.fresh("convert", RECORD, lambda _: key)) is not None:
         return record
     check_same_weights(session, fused_record)
     _check_cpu(session)
-    plan = planned(session)
+    plan = planned(session, timings)
     for note in plan.notes:
         session.voice.say(f"convert: {note}")
     with session.voice.busy("lowering to int8"):
@@ -102,10 +103,10 @@ def _content(
     }
 
 
-def planned(session: Session) -> Plan:
+def planned(session: Session, timings: Timings | None) -> Plan:
     """Today's plan; without calibration there is none."""
     section = session.config.quantization
-    return make_plan(session.fused, read_calibration(session), section, costs_of(session))
+    return make_plan(session.fused, read_calibration(session), section, costs_by(session, timings))
 
 
 def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison:
@@ -245,7 +246,12 @@ def _proved(
     return coverage, verification
 
 
-def _key(session: Session, fused_record: dict[str, Any], calibration_record: dict[str, Any]) -> str:
+def _key(
+    session: Session,
+    fused_record: dict[str, Any],
+    calibration_record: dict[str, Any],
+    timings: Timings | None,
+) -> str:
     config = session.config
     return digest(
         {
@@ -254,7 +260,7 @@ def _key(session: Session, fused_record: dict[str, Any], calibration_record: dic
             "fused": fused_digest(fused_record),
             "calibration": calibration_record["files"][DISTRIBUTIONS],
             "quantization": config.quantization.model_dump(mode="json"),
-            "timings": timings_digest(session),
+            "timings": timings,
             "evaluation": session.evaluation_images.digest,
             "reading": session.reading,
             "output": [fused_record["measured_output"], fused_record["answers"]],

@@ -21,6 +21,7 @@ from qconvert.steps import convert as convert_step
 from qconvert.steps import fuse as fuse_step
 from qconvert.steps.init import write_starter
 from qconvert.steps.session import Session, Voice
+from qconvert.steps.timings import make_timings
 
 # Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
 _QUICK_SECONDS = 2.0
@@ -86,7 +87,7 @@ def run_fuse(session: Session) -> Outcome:
 def run_calibrate(session: Session) -> Outcome:
     """Calibrates, then simulates the plan that the ranges give."""
     record = calibrate_step.make_calibration(session)
-    plan = convert_step.planned(session)
+    plan = convert_step.planned(session, make_timings(session))
     simulated = convert_step.simulate(session, plan)
     accuracy = convert_step.judge(session, simulated, "simulating int8 accuracy")
     latency = _quick_latency(session, {})

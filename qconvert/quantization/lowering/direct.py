@@ -122,21 +122,20 @@ class DirectBackend:
 
     def same_range(self, operator: PlannedOperator, call: Call, held: TensorParams) -> Node:
         """Activations are bounds on the integers, poolings maxima of slices, the rest torch's."""
-        x, *rest = call.args
+        x = call.args[0]
         if operator.kind in ("relu", "clip"):
             low, high = operator.bounds or (0.0, held.params.maximum)
             bounds = quantize(torch.tensor([low, high]), held.params).tolist()
             return self.graph.call_function(torch.clamp, (x, *bounds))
         if operator.kind == "max_pool2d":
             return self._max_pool(x, call)
-        if call.module is not None:
-            self.modules[call.target] = call.module
-        kwargs = call.kwargs
         if operator.kind == "pad":
             return self._pad(x, call, held)
         if operator.kind not in REARRANGING:
             raise AssertionError(f"{operator.name}: planned as a direct {operator.kind}")
-        return self.graph.create_node(call.op, call.target, (x, *rest), kwargs)
+        if call.module is not None:
+            self.modules[call.target] = call.module
+        return self.graph.create_node(call.op, call.target, call.args, call.kwargs)
 
     def _pad(self, x: Node, call: Call, held: TensorParams) -> Node:
         """With the integer that stands for zero."""
