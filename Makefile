@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-imagenet demo-efficientnet-lite0 test lint docs costs figures zoo clean
+.PHONY: help install demo demo-imagenet demo-efficientnet-lite0 test lint docs costs figures zoo zoo-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,8 +57,11 @@ figures: install ## measure every figure of the README and write them there
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet
 	$(BIN)/python benchmarks/figures.py README.md
 
-zoo: install ## convert and measure 27 architectures of torchvision into docs/zoo.md
-	$(BIN)/python benchmarks/zoo.py docs/zoo.md
+zoo: install ## convert and measure 27 architectures of torchvision into build/zoo/zoo.md
+	$(BIN)/python benchmarks/zoo.py build/zoo/zoo.md
+
+zoo-all: install ## all of torchvision that fits and 40 of timm into docs/zoo.md: hours, resumable
+	$(BIN)/python benchmarks/zoo.py --all docs/zoo.md
 
 clean: ## remove everything that was made
 	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

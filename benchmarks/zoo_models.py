@@ -1,21 +1,26 @@
-"""The models and images of `make zoo`: torchvision's architectures with random weights.
-
-Random weights have the shapes and the speed of trained ones. Their batch norms get statistics from
-images, because without them activations grow or fade from layer to layer and no 8-bit range fits.
+"""The models of `make zoo` and `make zoo-all`: torchvision's and timm's architectures with random
+weights, which have the shapes and the speed of trained ones.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import timm
 import torch
-from torch import nn
+import zoo_detection
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
-from torchvision.models.convnext import CNBlock
+from zoo_images import FRAMES, MEAN, SEED, STD, frames, normalized, pixels_of
+from zoo_weights import set_statistics, wake
 
-SEED = 7
-CALIBRATION, EVALUATION = range(8), range(8, 12)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
+# The quick zoo.
 CLASSIFICATION = (
     "resnet18",
     "resnet50",
@@ -43,19 +48,114 @@ CLASSIFICATION = (
     "swin_t",
 )
 SEGMENTATION = ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
-TRANSFORMERS = ("vit_b_16", "swin_t")
-NAMES = CLASSIFICATION + SEGMENTATION
+QUICK = CLASSIFICATION + SEGMENTATION
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-# torchvision's ConvNeXt starts with branches of one millionth of the main path, in which int8 could
-# do anything unseen; its ViT starts with a last layer of zeros. Neither is so after training.
-_LAYER_SCALE = 0.1
-_HEAD_SCALE = 0.02
+# One model of each of 40 of timm's families (a module of timm.models, but for the hybrids that
+# share one), the smallest or the most usual, chosen for what people use and not for what converts.
+TIMM = (
+    # convolutional
+    "byobnet/repvgg_a0",
+    "convnext/convnext_nano",
+    "cspnet/cspresnet50",
+    "densenet/densenet121",
+    "dla/dla34",
+    "dpn/dpn68",
+    "efficientnet/efficientnet_b0",
+    "ghostnet/ghostnet_100",
+    "hgnet/hgnetv2_b0",
+    "hrnet/hrnet_w18_small",
+    "inception_next/inception_next_tiny",
+    "metaformer/poolformer_s12",
+    "mobilenetv3/mobilenetv3_large_100",
+    "nfnet/eca_nfnet_l0",
+    "regnet/regnety_008",
+    "res2net/res2net50_26w_4s",
+    "resnest/resnest14d",
+    "resnet/resnet26d",
+    "resnetv2/resnetv2_50",
+    "rexnet/rexnet_100",
+    "sknet/skresnet18",
+    "starnet/starnet_s1",
+    "tresnet/tresnet_m",
+    "vovnet/ese_vovnet19b_dw",
+    # with attention, or mixing positions by linear layers
+    "cait/cait_xxs24_224",
+    "davit/davit_tiny",
+    "edgenext/edgenext_small",
+    "efficientformer/efficientformer_l1",
+    "fastvit/fastvit_t8",
+    "levit/levit_128",
+    "maxxvit/coatnet_nano_rw_224",
+    "mlp_mixer/mixer_s16_224",
+    "mobilevit/mobilevit_s",
+    "pvt_v2/pvt_v2_b0",
+    "swin_transformer/swin_tiny_patch4_window7_224",
+    "swin_transformer_v2/swinv2_tiny_window8_256",
+    "tiny_vit/tiny_vit_5m_224",
+    "twins/twins_svt_small",
+    "vision_transformer/vit_small_patch16_224",
+    "xcit/xcit_nano_12_p16_224",
+)
+_TIMM = "timm:"
+
+MOST_PARAMETERS = 110_000_000
+# In the order in which they run: what is usual and fast comes first.
+SECTIONS = ("classification", "quantization", "timm", "segmentation", "video", "detection")
+FEW = ("video", "detection")  # slow, and judged by fewer pictures
+
+
+@cache
+def selection() -> tuple[list[str], dict[str, int]]:
+    """The names of the whole zoo in the order in which they run, and the parameters of those of
+    torchvision's that are too large for it. Optical flow takes pairs of images and is left out."""
+    names, large = [_TIMM + name.partition("/")[2] for name in TIMM], {}
+    for name in models.list_models():
+        if section(name) not in SECTIONS:
+            continue
+        if (count := parameters(name)) < MOST_PARAMETERS:
+            names.append(name)
+        else:
+            large[name] = count
+    return sorted(names, key=lambda name: SECTIONS.index(section(name))), large
+
+
+def section(name: str) -> str:
+    """What a model is for, as torchvision's folders say it; `timm` for all of timm's."""
+    if name.startswith(_TIMM):
+        return "timm"
+    parts = models.get_model_builder(name).__module__.split(".")
+    return parts[2] if len(parts) > 3 else "classification"
 
 
 def side(name: str) -> int:
     """Height and width of a model's input in pixels."""
-    return 299 if name == "inception_v3" else 224
+    if name.startswith(_TIMM):
+        return int(timm.get_pretrained_cfg(name.removeprefix(_TIMM)).input_size[-1])
+    if section(name) == "video":  # the residual networks' training had small frames
+        return 112 if name.endswith("_18") else 224
+    if section(name) == "detection":
+        return zoo_detection.SIDE
+    return 299 if "inception_v3" in name else 224
+
+
+def picture_side(name: str) -> int:
+    """Height and width of its pictures: a clip moves over a larger one."""
+    return side(name) * 8 // 7 if section(name) == "video" else side(name)
+
+
+def pictures(name: str) -> tuple[range, range]:
+    """Which pictures to calibrate with, and which to judge by."""
+    return (range(4), range(8, 10)) if section(name) in FEW else (range(8), range(8, 12))
+
+
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel; detection models have their own inside."""
+    if section(name) == "detection":
+        return (0.0,) * 3, (1.0,) * 3
+    if name.startswith(_TIMM):
+        config = timm.get_pretrained_cfg(name.removeprefix(_TIMM))
+        return tuple(config.mean), tuple(config.std)
+    return MEAN, STD
 
 
 def build(name: str) -> nn.Module:
@@ -63,91 +163,91 @@ def build(name: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = skeleton(name)
-        _wake(model)
-    _set_statistics(model, side(name))
+        wake(model)
+    images = batch(name, pictures(name)[0])
+    set_statistics(model, lambda: model(images))
+    if section(name) == "detection":
+        zoo_detection.set_threshold(model, images[:2])
     return model
 
 
 def skeleton(name: str) -> nn.Module:
-    """The architecture as torchvision initializes it, in eval mode."""
-    options: dict[str, object] = {"weights": None}
-    if name in SEGMENTATION:
+    """The architecture as its library initializes it, in eval mode."""
+    if name.startswith(_TIMM):
+        return timm.create_model(name.removeprefix(_TIMM), pretrained=False).eval()
+    builder = models.get_model_builder(name)
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
         options["weights_backbone"] = None
-    if name in ("googlenet", "inception_v3"):
+    if "googlenet" in name or "inception_v3" in name:
         options |= {"init_weights": True, "aux_logits": False, "transform_input": False}
-    return models.get_model(name, **options).eval()
+    if section(name) == "quantization":
+        options["quantize"] = False
+    if section(name) == "detection":
+        options |= zoo_detection.options(name)
+    return builder(**options).eval()
 
 
-def picture(index: int, pixels: int) -> np.ndarray:
-    """An RGB image (pixels, pixels, 3) of uint8: fields with waves in some discs and half-planes,
-    the texture of photographs over them, and the grain of a sensor.
-
-    An index gives the same picture at every size, but for texture and grain. Without these a random
-    network's filters of high frequency see next to nothing, and batch norms make noise of it.
-    """
-    generator = np.random.default_rng([SEED, index])
-    steps = (np.arange(pixels) + 0.5) / pixels
-    y, x = np.meshgrid(steps, steps, indexing="ij")
-    image = _field(generator, x, y)
-    for shape in range(8):
-        if shape % 2:
-            (a, b), radius = generator.uniform(0, 1, 2), generator.uniform(0.05, 0.3)
-            inside = (x - a) ** 2 + (y - b) ** 2 < radius**2
-        else:
-            angle, distance = generator.uniform(0, 2 * np.pi), generator.uniform(0.1, 0.5)
-            inside = (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle) > distance
-        image = np.where(inside[..., None], _field(generator, x, y), image)
-    image = image + 0.1 * _texture(generator, pixels) + generator.normal(0, 0.02, image.shape)
-    return (image.clip(0, 1) * 255).round().astype(np.uint8)
+def batch(name: str, indices: range) -> Tensor | list[Tensor]:
+    """Pictures as the model takes them; a list for detection models."""
+    images = [pixels_of(index, picture_side(name)) for index in indices]
+    if section(name) == "detection":
+        return images
+    if section(name) == "video":
+        return torch.stack([frames(image) for image in images])
+    return torch.stack([normalized(image, *normalization(name)) for image in images])
 
 
-def _texture(generator: np.random.Generator, pixels: int) -> np.ndarray:
-    """Noise of variance 1 with amplitudes as 1 / frequency, as in photographs (Field 1987)."""
-    frequencies = np.fft.fftfreq(pixels)
-    radius = np.hypot(frequencies[:, None], frequencies[None])
-    radius[0, 0] = np.inf  # no mean
-    noise = generator.normal(size=(pixels, pixels, 3))
-    spectrum = np.fft.fft2(noise, axes=(0, 1)) / radius[..., None]
-    texture = np.fft.ifft2(spectrum, axes=(0, 1)).real
-    return texture / texture.std()
+class _WeightsNowhere(TorchFunctionMode):
+    """Weights take no memory and no time to initialize, as with `torch.device("meta")`, but a
+    constructor may compute with other tensors (torchvision's RegNet does)."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.empty:
+            return func(*args, **(kwargs or {}) | {"device": "meta"})
+        return func(*args, **kwargs or {})
 
 
-def _field(generator: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A colour and waves around it; as in photographs, the shorter a wave the weaker it is."""
-    image = np.broadcast_to(generator.uniform(0.1, 0.9, 3), (*x.shape, 3)).copy()
-    for _ in range(12):
-        frequency = 2 ** generator.uniform(0, 5)
-        angle, phase = generator.uniform(0, 2 * np.pi, 2)
-        wave = np.cos(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)) + phase)
-        tint = generator.normal(1, 0.3, 3)
-        image += 0.15 / frequency**0.5 * wave[..., None] * tint
-    return image
+def parameters(name: str) -> int:
+    """How many parameters a model has."""
+    return sum(p.numel() for p in _weightless(name).parameters())
 
 
-def _wake(model: nn.Module) -> None:
-    """Gives layers that start with nothing something to do."""
-    for module in model.modules():
-        if isinstance(module, CNBlock):
-            nn.init.constant_(module.layer_scale, _LAYER_SCALE)
-        if isinstance(module, nn.Linear) and not module.weight.any():
-            nn.init.normal_(module.weight, std=_HEAD_SCALE)
+def _weightless(name: str) -> nn.Module:
+    """The architecture without weights, as far as its constructor can do without."""
+    for nowhere in (torch.device("meta"), _WeightsNowhere()):
+        with suppress(RuntimeError), nowhere:
+            return skeleton(name)
+    return skeleton(name)
 
 
-def _set_statistics(model: nn.Module, pixels: int) -> None:
-    """Batch norms keep the statistics of the calibration images, taken in one batch; dropout and
-    all else stays in eval mode, so that these are the activations that eval mode will have."""
-    norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
-    if not norms:
-        return
-    images = np.stack([picture(index, pixels) for index in CALIBRATION])
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    batch = (batch - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+def convolution_share(name: str) -> float:
+    """The part of a model's multiply-accumulates that are in convolutions: a network with more than
+    0.9 of them is a convolutional one."""
+    if section(name) != "detection":  # where boxes decide about shapes
+        frame = (FRAMES,) if section(name) == "video" else ()
+        x = torch.empty(1, 3, *frame, side(name), side(name), device="meta")
+        with suppress(RuntimeError), torch.device("meta"):
+            return _convolution_share(_weightless(name).to("meta"), x)
+    return _convolution_share(skeleton(name), batch(name, range(1)))
+
+
+def _convolution_share(model: nn.Module, x: Tensor | list[Tensor]) -> float:
+    attention = torch.nn.attention.SDPBackend.MATH  # one operator otherwise, which is not counted
+    model.requires_grad_(False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.nn.attention.sdpa_kernel(attention),
+            torch.no_grad(),
+        ):
+            model(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(n for operator, n in counts.items() if "convolution" in str(operator))
+    return convolutions / max(counter.get_total_flops(), 1)
