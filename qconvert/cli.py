@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -52,6 +52,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no talk.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of every error.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run every step again.")]
+# What tells a qconfig from a model, for `inspect`.
+_QCONFIGS = (".yaml", ".yml", ".json")
 
 
 def _print_version(asked: bool) -> None:
@@ -144,6 +146,65 @@ for _name, _about in _COMMANDS.items():
     _register(_name, _about)
 
 
+@app.command(help="Tell what will become of each layer, and why; or what is in a TorchScript file.")
+def inspect(
+    target: Annotated[
+        Path, typer.Argument(metavar="QCONFIG|FILE", help="The YAML file, or a TorchScript file.")
+    ],
+    svg: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Draw the graph into this file.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N,C,H,W", help="Of a FILE's input, once for each: counts its work."),
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    shapes = _shapes(shape or [])
+    written = target.suffix.lower() in _QCONFIGS
+    if written and shapes:
+        raise typer.BadParameter("--shape is for files: a qconfig's images have their own")
+    if not written and overrides:
+        raise typer.BadParameter("--set is for a qconfig")
+    with _errors_shown("inspect", target.name, as_json, debug):
+        outcome = _inspected(target, overrides or [] if written else None, shapes, svg, quiet)
+    _show_whole(outcome, target, as_json, quiet)
+
+
+def _shapes(given: Sequence[str]) -> list[tuple[int, ...]]:
+    shapes = []
+    for text in given:
+        sides = text.replace("x", ",").split(",")
+        if not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+            raise typer.BadParameter(f"--shape {text}: not numbers above 0, as 1,3,224,224")
+        shapes.append(tuple(map(int, sides)))
+    return shapes
+
+
+def _inspected(
+    path: Path, overrides: list[str] | None, shapes: list[tuple[int, ...]], svg: Path | None,
+    quiet: bool,
+) -> Outcome:  # fmt: skip
+    """Of a qconfig; of a file where there are no `overrides`, not even none."""
+    from qconvert.console import Console
+    from qconvert.qconfig_file import load
+
+    config = None if overrides is None else load(path, overrides)
+    console = Console(quiet)
+    console.say(f"qconvert {__version__} inspect {path}")
+    with redirect_stdout(sys.stderr):
+        with console.busy("importing torch"):
+            _silence_torch()
+            from qconvert.steps.outcome import run_inspect, run_inspect_file
+            from qconvert.steps.session import Session
+        if config is None:
+            return run_inspect_file(path, shapes, svg, console)
+        return run_inspect(Session(config, path, console), svg)
+
+
 class _Ended(BaseException):
     """A signal that asks the process to end. No Exception: nobody on the way handles it."""
 
@@ -193,10 +254,7 @@ def _run(
     # What comes next is told with the same options, or it would be about other settings.
     options = [word for override in overrides or () for word in ("--set", override)]
     options += [] if output is None else ["--output", str(output)]
-    try:
-        _show(outcome, path, as_json, quiet, options)
-    except BrokenPipeError:  # `qconvert … | head`: the work is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _show_whole(outcome, path, as_json, quiet, options)
     if outcome.budgets_missed:
         raise typer.Exit(BUDGETS_MISSED)
 
@@ -237,10 +295,11 @@ def _bug() -> NoReturn:
 
 def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool) -> Outcome:
     from qconvert.console import Console
+    from qconvert.settings_lines import settings_lines
 
     console = Console(quiet)
     console.say(f"qconvert {__version__} {command} {path}")
-    for line in _settings(config):
+    for line in settings_lines(config):
         console.say(line)
     with Workspace(config.output).exclusive(Console().say):
         with console.busy("importing torch"):
@@ -256,35 +315,13 @@ def _silence_torch() -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
 
 
-def _settings(config: QConfig) -> list[str]:
-    """The resolved settings, a line a section."""
-    from qconvert.qconfig_file import with_relative_paths
-
-    lines = []
-    settings = with_relative_paths(config, Path.cwd())
-    if config.data.transform is not None:
-        del settings["data"]["preprocess"]
-    elif config.model.source.startswith("timm:"):  # the others are said when the model is built
-        given = config.data.preprocess.model_fields_set
-        settings["data"]["preprocess"] = {
-            key: value for key, value in settings["data"]["preprocess"].items() if key in given
-        }
-    for section, values in settings.items():
-        if isinstance(values, dict):
-            shown = ", ".join(f"{k}={_short(v)}" for k, v in values.items() if v not in (None, []))
-        else:
-            shown = _short(values)
-        lines.append(f"  {section + ':':14}{shown or 'none'}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        inner = (f"{k}={_short(v)}" for k, v in value.items() if v is not None)
-        return "{" + ", ".join(inner) + "}"
-    return json.dumps(value)
+def _show_whole(
+    outcome: Outcome, path: Path, as_json: bool, quiet: bool, options: Sequence[str] = ()
+) -> None:
+    try:
+        _show(outcome, path, as_json, quiet, options)
+    except BrokenPipeError:  # `qconvert … | head`: the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show(

@@ -160,6 +160,14 @@ class ModelOutputError(ModelError):
     remedy = "name a callable that wraps the model and returns tensors"
 
 
+class ModelFileError(ModelError):
+    """A file that `inspect` is to look at cannot be read, is no TorchScript archive, is damaged, or
+    needs operators that this torch does not have."""
+
+    name = "model-file"
+    remedy = "name a qconfig (.yaml), or a file that torch.jit.save wrote, as model.int8.pt"
+
+
 # ---- 4: images, labels
 
 

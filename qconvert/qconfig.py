@@ -80,6 +80,17 @@ class ModelSection(Section):
         description="which of several outputs is measured: its place or name, as `0` or `out` "
         "(default: the first tensor)",
     )
+    scripted: Literal["auto"] | list[str] = Field(
+        "auto",
+        description="modules whose own code stays as it is written, in float: TorchScript compiles "
+        "it with its loops and branches, and the modules that it calls are still converted; "
+        "`auto`: those whose code depends on what is in a tensor",
+    )
+    fixed: Literal["all"] | list[str] = Field(
+        [],
+        description="modules whose code goes the same way for all images, the one of the example: "
+        "they are converted although it depends on what is in a tensor; `all`: the whole model",
+    )
     answers: Literal["auto", "classes", "none"] = Field(
         "auto",
         description="`classes`: the largest output is the answer, of an image or of each pixel; "

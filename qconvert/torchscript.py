@@ -6,13 +6,14 @@ reproducible: the same module gives the same bytes in any process.
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,8 @@ def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         if name and part._c._has_method("__setstate__")
     ]
     with quiet(), torch.no_grad():
-        return torch.jit.freeze(module.eval(), preserved_attrs=kept)
+        # What was compiled for evaluation alone cannot be told to evaluate.
+        return torch.jit.freeze(module.eval() if module.training else module, preserved_attrs=kept)
 
 
 def optimize_for_inference(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
@@ -101,14 +103,44 @@ def to_bytes(module: torch.jit.ScriptModule, extra: Mapping[str, str] | None = N
 
 
 def load(source: Path | bytes, extra: dict[str, str] | None = None) -> torch.jit.ScriptModule:
-    """Loads a file on the CPU; `extra` is filled with the text files that it names."""
-    with quiet():
+    """Loads a file on the CPU; `extra` is filled with the text files that it names.
+
+    Packages whose operators it calls (see `needs`) are imported."""
+
+    def loaded() -> torch.jit.ScriptModule:
         stream = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        module = torch.jit.load(stream, map_location="cpu", _extra_files=extra)
+        return torch.jit.load(stream, map_location="cpu", _extra_files=extra)
+
+    with quiet():
+        try:
+            module = loaded()
+        except RuntimeError as error:
+            unknown = re.search(r"Unknown builtin op: (\w+)::", str(error))
+            if unknown is None or unknown[1] not in _EXTENSIONS:
+                raise
+            importlib.import_module(unknown[1])
+            module = loaded()
     for name, content in (extra or {}).items():
         if extra is not None and isinstance(content, bytes):
             extra[name] = content.decode()
     return module
+
+
+# Packages that bring operators of their own, which a file names by the package.
+_EXTENSIONS = ("torchvision", "torchaudio")
+
+
+def needs(module: torch.jit.ScriptModule) -> tuple[str, ...]:
+    """The packages that must be imported before the module's file can be loaded."""
+    names = {node.kind().partition("::")[0] for node in _nodes(module.inlined_graph)}
+    return tuple(name for name in _EXTENSIONS if name in names)
+
+
+def _nodes(block: Any) -> Iterator[torch._C.Node]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)
 
 
 def _canonical(archive: bytes) -> bytes:
@@ -148,46 +180,3 @@ def _canonical(archive: bytes) -> bytes:
 
 # Written by the writer itself at the end of the file.
 _WRITERS_OWN = frozenset({"version", "byteorder", ".data/serialization_id"})
-
-
-@dataclass(frozen=True)
-class Executed:
-    """A node of a graph with the tensors that it read, by position, and its (first) result."""
-
-    node: torch._C.Node
-    inputs: dict[int, Tensor]
-    output: Tensor
-
-
-def graph_values(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> list[Executed]:
-    """Runs a frozen module and returns its nodes that compute tensors, in the order of the graph.
-
-    The nodes are those of the saved graph; the values are read by running a copy of the graph that
-    returns them, so all are in memory together.
-    """
-    graph = module.graph.copy()
-    nodes = [
-        node
-        for node in graph.nodes()
-        if not node.kind().startswith("prim::") and _is_tensor(node.outputsAt(0))
-    ]
-    positions = [[i for i, v in enumerate(node.inputs()) if _is_tensor(v)] for node in nodes]
-    wanted = []
-    for node, read in zip(nodes, positions, strict=True):
-        wanted += [node.outputsAt(0), *(node.inputsAt(i) for i in read)]
-    collect = graph.create("prim::ListConstruct", wanted, 1)
-    collect.output().setType(torch._C.ListType.ofTensors())
-    graph.appendNode(collect)
-    graph.eraseOutput(0)
-    graph.registerOutput(collect.output())
-    function = torch._C._create_function_from_graph("values", graph)
-    with torch.inference_mode():
-        values = iter(function(module._c, *example))
-    return [
-        Executed(node, output=next(values), inputs={i: next(values) for i in read})
-        for node, read in zip(nodes, positions, strict=True)
-    ]
-
-
-def _is_tensor(value: torch._C.Value) -> bool:
-    return value.type().kind() == "TensorType"

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ _INSTALLED = (
     Path(qconvert.__file__).parent,
     *{Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
 )
+_LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
+# No model is written in these two of them.
+_NOT_MODELS = _INSTALLED[:2]
 _FORMS = "package.module:callable or path/to/file.py:callable"
 
 
@@ -43,9 +46,30 @@ def place_of(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename and is_users(error.filename):
         return f" ({error.filename}:{error.lineno}: {(error.text or '').strip()})"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
-    if not frames:
-        return ""
-    return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
+    return _shown(frames[-1], frames[-1].filename) if frames else ""
+
+
+def place_in(frames: Iterable[traceback.FrameSummary]) -> str:
+    """` (file:line: code)` of the innermost frame that is the user's own; else of the innermost one
+    of a library that is neither torch nor this; or an empty string."""
+    own, others = "", ""
+    for frame in frames:
+        if is_users(frame.filename):
+            own = _shown(frame, frame.filename)
+        elif library := _in_library(Path(frame.filename)):
+            others = _shown(frame, library)
+    return own or others
+
+
+def _in_library(path: Path) -> str | None:
+    """The name of a library's file as people know it, `package/module.py`."""
+    if any(path.is_relative_to(folder) for folder in _NOT_MODELS):
+        return None
+    return next((str(path.relative_to(f)) for f in _LIBRARIES if path.is_relative_to(f)), None)
+
+
+def _shown(frame: traceback.FrameSummary, file: str) -> str:
+    return f" ({file}:{frame.lineno}: {frame.line})"
 
 
 @contextmanager

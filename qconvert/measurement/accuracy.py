@@ -26,7 +26,8 @@ class Comparison(Record):
     the angle between the two outputs of an image.
 
     What needs labels or answers is None where there is none. `agreement` is the share of images
-    with the same answer, or of pixels where there is one answer a pixel.
+    with the same answer, or of pixels where there is one answer a pixel. Detections have an
+    agreement and nothing else: their number differs from model to model.
     """
 
     images: int
@@ -35,9 +36,9 @@ class Comparison(Record):
     float_top5: Interval | None
     top5: Interval | None
     agreement: Interval | None
-    cosine: Interval
-    lowest_cosine: float
-    sqnr_db: Interval
+    cosine: Interval | None
+    lowest_cosine: float | None
+    sqnr_db: Interval | None
 
     @property
     def top1_drop(self) -> float | None:
@@ -100,7 +101,7 @@ def compare(
         float_top5=_share_right(float_top, images, 5) if five else None,
         top5=_share_right(top, images, 5) if five else None,
         agreement=_agreement(rows, one_answer) if answers else None,
-        cosine=bootstrap(_mean, cosines),
+        cosine=bootstrap(mean, cosines),
         lowest_cosine=float(cosines.min()),
         sqnr_db=bootstrap(_ratio, energies),
     )
@@ -171,10 +172,11 @@ def _agreement(rows: list[_Seen], one_answer: bool) -> Interval:
     if one_answer:
         return proportion(round(sum(row.agreement for row in rows)), len(rows))
     # The pixels of an image are not independent: the interval is over images.
-    return bootstrap(_mean, np.array([row.agreement for row in rows]))
+    return bootstrap(mean, np.array([row.agreement for row in rows]))
 
 
-def _mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float:
+    """For a bootstrap."""
     return float(values.mean())
 
 

@@ -71,14 +71,14 @@ def read(path: Path) -> Any:
         refused = isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error))
         if refused and (named := _globals(path)) is not None:
             raise _unsafe(path, named) from None
-        if _is_torchscript(path):
+        if is_torchscript(path):
             raise CheckpointFileError(
                 "is a TorchScript file, which holds a whole model",
                 where=str(path),
                 fix="save its weights: "
                 "torch.save(torch.jit.load('model.pt').state_dict(), 'weights.pt')",
             ) from None
-        if _is_git_lfs_pointer(path):
+        if is_git_lfs_pointer(path):
             raise CheckpointFileError(
                 "is a pointer of Git LFS: the file itself has not been fetched",
                 where=str(path),
@@ -89,12 +89,14 @@ def read(path: Path) -> Any:
         ) from None
 
 
-def _is_git_lfs_pointer(path: Path) -> bool:
+def is_git_lfs_pointer(path: Path) -> bool:
+    """Whether a file stands for one that Git LFS has not fetched."""
     with path.open("rb") as stream:
         return stream.read(64).startswith(b"version https://git-lfs")
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive that torch.jit.save wrote."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qconvert.errors import QConfigError, did_you_mean
+from qconvert.models.assembly import Assembly, assembly_of
+from qconvert.models.division import Kept
 from qconvert.models.graph import REMOVED
 from qconvert.models.operators import (
     ACTIVATIONS,
@@ -55,6 +57,16 @@ class FusedModel:
     refused: tuple[Refusal, ...]
     removed: tuple[str, ...]
     pairs: dict[str, str]
+
+    @property
+    def assembly(self) -> Assembly:
+        """How the graph becomes the model again."""
+        return assembly_of(self.graph)
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """The modules whose code stays as it is written."""
+        return self.assembly.kept
 
 
 def fuse(graph: GraphModule, groups: Sequence[Sequence[str]] | None = None) -> FusedModel:

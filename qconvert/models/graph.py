@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +20,16 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from qconvert.errors import ModelInputError, UnsupportedError
 from qconvert.images.preprocess import shapes_of
+from qconvert.models.assembly import merged
+from qconvert.models.division import Piece, Wishes, divide
 from qconvert.models.normal_form import (
+    all_outside,
     functions_to_modules,
     inputs_by_position,
     out_of_place,
     remove_assertions,
     remove_identities,
+    stubs_to_marks,
     views_to_reshapes,
 )
 from qconvert.models.operators import NAME
@@ -34,14 +39,19 @@ from qconvert.models.regrouping import (
     chunks_to_narrows,
     paddings_into_convolutions,
 )
-from qconvert.models.tracing import copied, traced
+from qconvert.models.tracing import copied
 
 # Where the removed names are in `graph.meta`.
 REMOVED = "removed"
+# And whether it had stubs of eager-mode quantization.
+STUBS_FOUND = "stubs"
 
 
-def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
-    """Returns the normal form of an eval-mode module.
+def capture(
+    module: nn.Module, example: Sequence[Tensor], wishes: Wishes | None = None
+) -> GraphModule:
+    """Returns the normal form of an eval-mode module; of one that torch.fx does not trace whole,
+    the parts that it does, as one graph (see `assembly`).
 
     The given module is not changed. `example` are the inputs of one image.
 
@@ -49,7 +59,18 @@ def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
     ModelInputError when the model reads another number of inputs.
     """
     check_inputs(module, len(example))
-    graph = traced(copied(module))
+    model = copied(module)
+    divided = divide(model, example, wishes or Wishes())
+    divided.pieces = [replace(p, graph=_normalized(p)) for p in divided.pieces]
+    if any(piece.graph.meta[STUBS_FOUND] for piece in divided.pieces):
+        for piece in divided.pieces:
+            if not piece.graph.meta[STUBS_FOUND]:
+                all_outside(piece.graph)
+    return merged(model, example, divided)
+
+
+def _normalized(piece: Piece) -> GraphModule:
+    graph, example = piece.graph, piece.call.tensors
     remove_assertions(graph)
     _name_operators(graph)
     inputs_by_position(graph)
@@ -63,6 +84,7 @@ def capture(module: nn.Module, example: Sequence[Tensor]) -> GraphModule:
     chunks_to_narrows(graph)
     channel_shuffles(graph)
     paddings_into_convolutions(graph)
+    graph.meta[STUBS_FOUND] = stubs_to_marks(graph)
     _number_names(graph)
     _finish(graph, example)
     return graph

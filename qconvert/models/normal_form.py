@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qconvert.errors import UnsupportedError
-from qconvert.models.operators import NAME, argument, kind_of, operator_name
+from qconvert.models.operators import NAME, argument, kind_of, operator_name, quantizable
+from qconvert.models.tracing import STUBS
 
 
 def remove_assertions(graph: GraphModule) -> None:
@@ -22,6 +23,43 @@ def remove_assertions(graph: GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and node.target is torch._assert:
             graph.graph.erase_node(node)
+
+
+# Where a node holds that it is outside of the part that an author of eager mode wants quantized.
+OUTSIDE = "outside of the stubs"
+
+
+def stubs_to_marks(graph: GraphModule) -> bool:
+    """Removes QuantStub and DeQuantStub and marks what is not between them; whether there are
+    any."""
+    inside: set[Node] = set()
+    stubs = []
+    for node in graph.graph.nodes:
+        stub = _stub(graph, node)
+        if stub is not None:
+            stubs.append(node)
+        if stub == "QuantStub" or (stub is None and inside & set(node.all_input_nodes)):
+            inside.add(node)
+    if not stubs:
+        return False
+    for node in graph.graph.nodes:
+        if node not in inside:
+            node.meta[OUTSIDE] = True
+    for node in stubs:
+        node.replace_all_uses_with(argument(node, 0, "x"))
+        graph.graph.erase_node(node)
+    return True
+
+
+def all_outside(graph: GraphModule) -> None:
+    """Marks every node as outside of the stubs, which another part of the model has."""
+    for node in graph.graph.nodes:
+        node.meta[OUTSIDE] = True
+
+
+def _stub(graph: GraphModule, node: Node) -> str | None:
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return type(module).__name__ if isinstance(module, STUBS) else None
 
 
 def inputs_by_position(graph: GraphModule) -> None:
@@ -42,6 +80,20 @@ _FUNCTIONAL: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] =
     F.conv3d: (nn.Conv3d, _CONV_ARGUMENTS),
     F.linear: (nn.Linear, ()),
 }
+
+
+def has_layers(graph: GraphModule, but: Sequence[str]) -> bool:
+    """Whether a traced graph has a layer that multiplies and accumulates, but for those in the
+    modules at these paths."""
+    return any(
+        node.target in _FUNCTIONAL
+        or (
+            node.op == "call_module"
+            and node.target not in but
+            and quantizable(graph.get_submodule(str(node.target)))
+        )
+        for node in graph.graph.nodes
+    )
 
 
 def functions_to_modules(graph: GraphModule) -> None:

@@ -182,6 +182,13 @@ _METHODS: Mapping[str, str] = {
 }
 
 
+def quantizable(module: nn.Module) -> bool:
+    """Whether it has a layer that multiplies and accumulates."""
+    kinds = (*WEIGHTED, *RECURRENT, "multi_head_attention")
+    layers = tuple(kind for kind, name in _MODULES.items() if name in kinds)
+    return any(isinstance(part, layers) for part in module.modules())
+
+
 def operator_name(node: Node) -> str:
     """The name that people know: the module's path, or its owner's path and the function."""
     return str(node.meta.get(NAME, node.name))
@@ -294,8 +301,8 @@ def is_constant(node: Node) -> bool:
 
 
 def multiply_accumulates(graph: GraphModule, node: Node) -> int:
-    """Multiply-accumulates of a convolution, linear or recurrent node for one image; 0 for
-    others."""
+    """Multiply-accumulates of one call of a convolution, linear or recurrent node for one image; 0
+    for others."""
     kind = kind_of(graph, node)
     if node.op != "call_module" or is_constant(node):
         return 0

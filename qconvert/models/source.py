@@ -12,6 +12,7 @@ from torch import nn
 
 from qconvert.errors import SourceError, did_you_mean
 from qconvert.models.checkpoint import load_checkpoint
+from qconvert.models.detectors import Detector, is_detector
 from qconvert.qconfig import ModelSection
 from qconvert.registry import MODEL_SOURCES
 from qconvert.user_code import Imports, folder_of, guarded, resolve
@@ -77,6 +78,12 @@ def _build(section: ModelSection) -> FloatModel:
     notes: tuple[str, ...] = ()
     if section.checkpoint is not None:
         notes = load_checkpoint(module, section.checkpoint, section.checkpoint_key)
+    if is_detector(module):
+        module = Detector(module)
+        notes = (
+            *notes,
+            "torchvision's detection model is given a batch: its modules are `model.…`",
+        )
     module = module.eval().float().requires_grad_(False)
     code = {} if library else imports.digests()
     known = library.preprocess(module, section.kwargs) if library else {}

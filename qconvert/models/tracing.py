@@ -1,23 +1,131 @@
-"""Traces a module with torch.fx, seeing in-place operators and layers as they are."""
+"""Traces a module with torch.fx along the path that an example takes.
+
+Every traced value knows what it was for the example, so that Python code which asks for a size (in
+an `if`, a `range`, an `assert`) gets its answer. What depends on what is *in* a tensor has no
+answer that holds for all images: it stops the trace, in the module whose code asks.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import operator
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node, Proxy, Tracer
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
-from qconvert.errors import UnsupportedError, UntraceableError
-from qconvert.user_code import place_of
+from qconvert.errors import UnsupportedError
+from qconvert.user_code import place_in
+
+# Modules that hold stubs of eager-mode quantization, which are the boundaries that its author drew.
+STUBS = (torch.ao.quantization.QuantStub, torch.ao.quantization.DeQuantStub)
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# A subclass that overrides one of these computes something of its own.
+_COMPUTING = ("forward", "_conv_forward", "_check_input_dim")
+
+
+class Stop(Exception):  # noqa: N818 (an event, which is often no error)
+    """The trace stopped in the code of the module at `path`: `reason`, and ` (file:line: code)`."""
+
+    def __init__(self, path: str, reason: str, place: str) -> None:
+        self.path = path
+        self.reason = reason
+        self.place = place
+        super().__init__(f"{reason}{place}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a module: its arguments by name, and which of them were given by position."""
+
+    named: dict[str, Any]
+    positional: int
+
+    @classmethod
+    def of(cls, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Arguments of a `*args` are named after it, with their number."""
+        signature = inspect.signature(module.forward)
+        names = list(signature.parameters)
+        last = signature.parameters[names[-1]] if names else None
+        many = names.pop() if last and last.kind is inspect.Parameter.VAR_POSITIONAL else ""
+        named = {
+            names[i] if i < len(names) else f"{many}_{i - len(names)}": value
+            for i, value in enumerate(args)
+        }
+        return cls({**named, **kwargs}, len(args))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors of the arguments, in order."""
+        found = pytree.tree_leaves(list(self.named.values()))
+        return tuple(leaf for leaf in found if isinstance(leaf, Tensor))
+
+    @property
+    def form(self) -> str:
+        """Equal for calls that differ in the tensors alone."""
+        return str(pytree.tree_map_only(Tensor, lambda x: "tensor", self.named))
+
+    def in_order_of(self, other: Call) -> Call:
+        """The arguments that another call of the module has, in its order."""
+        return Call({name: self.named[name] for name in other.named}, other.positional)
+
+    def with_tensors(self, tensors: Sequence[Any]) -> Call:
+        """The same call of other tensors."""
+        given = iter(tensors)
+        named = pytree.tree_map_only(Tensor, lambda _: next(given), self.named)
+        return Call(named, self.positional)
+
+    def split(self) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments by position, and those by name."""
+        items = list(self.named.items())
+        return [value for _, value in items[: self.positional]], dict(items[self.positional :])
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph that shares its modules with what was traced, with one placeholder for each tensor of
+    the example, in their order. `sized` are the places of code, as `file:line: code`, whose answer
+    about a size is that of the example."""
+
+    graph: GraphModule
+    sized: tuple[str, ...]
+
+
+class _UnansweredError(Exception):
+    """Python code asks for what is in a tensor."""
 
 
 class _Tracer(Tracer):
-    """Traces in-place operators as such, and keeps layers whole whose class only has a new name."""
+    """See `traced`."""
+
+    def __init__(self, call: Call, whole: frozenset[str], fixed: frozenset[str] | None) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.sized: dict[str, None] = {}
+        self._values: dict[Node, Any] = {}
+        # Values whose size depends on what is in a tensor.
+        self._data_sized: set[Node] = set()
+        self._call = call
+        self._whole = whole
+        self._fixed = fixed
+        self._paths = [""]
+
+    @property
+    def path(self) -> str:
+        """Of the module whose code runs."""
+        return self._paths[-1]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self._whole or isinstance(m, STUBS):
+            return True
         if super().is_leaf_module(m, module_qualified_name):
             return True
         base = next((b for b in type(m).__mro__ if b.__module__.startswith("torch.nn.")), nn.Module)
@@ -25,17 +133,154 @@ class _Tracer(Tracer):
             getattr(type(m), name, None) is getattr(base, name, None) for name in _COMPUTING
         )
 
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Notes in whose code a trace stops."""
+        path = self.path_of_module(m)
+        leaf = self.is_leaf_module(m, path)
+        if not leaf:
+            self._paths.append(path)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Stop:
+            raise
+        except Exception as error:
+            raise stopped(self.path, error) from error
+        finally:
+            if not leaf:
+                self._paths.pop()
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """A placeholder for each tensor of the example; all other arguments are what they are."""
+        given = {name: self._placeholders(name, v) for name, v in self._call.named.items()}
+        args, kwargs = Call(given, self._call.positional).split()
+        return (lambda: root_fn(self.root, *args, **kwargs)), []
+
+    def _placeholders(self, name: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            proxy = super().create_proxy("placeholder", name, (), {})
+            self._values[proxy.node] = value.clone()  # the model may change it in place
+            return proxy
+        if isinstance(value, (list, tuple)):
+            items = [self._placeholders(f"{name}_{i}", item) for i, item in enumerate(value)]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {k: self._placeholders(f"{name}_{k}", item) for k, item in value.items()}
+        return value
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any,
+                     **more: Any) -> Proxy:  # fmt: skip
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if kind != "output":
+            self._values[proxy.node] = self._computed(proxy.node)
+        return proxy
+
+    def _computed(self, node: Node) -> Any:
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._known)
+        if self._asks_for_data(node, args):
+            self._data_sized.add(node)
+        with _untraced(), torch.no_grad():
+            if node.op == "get_attr":
+                return self._known(node)
+            if node.op == "call_function":
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            result = self.root.get_submodule(str(node.target))(*args, **kwargs)  # type: ignore[union-attr]
+        if str(node.target) in self._whole and not is_plain(result):
+            raise Stop(
+                self.path, f"`{node.target}` returns {type(result).__name__}, no tensors", ""
+            )
+        return result
+
+    def _known(self, node: Node) -> Any:
+        """What a node's value was; torch.fx makes nodes for constants by itself."""
+        if node not in self._values:
+            self._values[node] = operator.attrgetter(str(node.target))(self.root)
+        return self._values[node]
+
+    def _asks_for_data(self, node: Node, args: Sequence[Any]) -> bool:
+        """Whether the value's size, or the number that it is, depends on what is in a tensor."""
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if node.op != "call_module" and name in _DATA_SIZED:
+            return name != "where" or len(args) == 1
+        if node.op == "call_function" and node.target is operator.getitem:
+            picked = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(p, Tensor) and p.dtype == torch.bool for p in picked):
+                return True
+        return any(source in self._data_sized for source in node.all_input_nodes)
+
     def proxy(self, node: Node) -> Proxy:
         return _Proxy(node, self)
 
+    def value(self, proxy: Proxy, what: str) -> Any:
+        """What a traced value was for the example, for Python code that must know it now.
 
-_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# A subclass that overrides one of these computes something of its own.
-_COMPUTING = ("forward", "_conv_forward", "_check_input_dim")
+        Raises _UnansweredError when other images may have another.
+        """
+        value = self._values[proxy.node]
+        of_data = isinstance(value, Tensor) or proxy.node in self._data_sized
+        if of_data and not self._follows_example():
+            raise _UnansweredError(f"its code asks {what}, which differs from image to image")
+        place = place_in(_frames_inside())
+        if ": assert" not in place:  # which holds, or the model would not have run
+            self.sized.setdefault(place)
+        return value
+
+    def _follows_example(self) -> bool:
+        if self._fixed is None:
+            return True
+        return any(self.path == f or self.path.startswith(f"{f}.") for f in self._fixed)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        return bool(self.value(obj, "whether something in a tensor is so"))
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        return iter([obj[i] for i in range(self.length(obj))])  # type: ignore[index]
+
+    def keys(self, obj: Proxy) -> Any:
+        return self.value(obj, "for keys").keys()
+
+    def length(self, obj: Proxy) -> int:
+        """Of a tuple or list that a module returns, which does not depend on the image; else as
+        `value`."""
+        value = self._values[obj.node]
+        if isinstance(value, (tuple, list, dict)) and obj.node not in self._data_sized:
+            return len(value)
+        if isinstance(value, Tensor) and obj.node not in self._data_sized:
+            return len(range(self.value(obj.shape[0], "")))  # type: ignore[index]
+        return len(self.value(obj, "how many there are"))
+
+
+# As they are while nothing is traced.
+_CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """torch.fx has put itself into every module; here they compute."""
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]
+
+
+_DATA_SIZED = frozenset({
+    "nonzero", "argwhere", "where", "masked_select", "unique", "unique_consecutive", "nms",
+    "batched_nms", "item", "tolist", "bincount", "equal", "allclose",
+})  # fmt: skip
 
 
 class _Proxy(Proxy):
-    """A traced value for which `x += 1` changes x, as it does for a tensor."""
+    """A traced value: `x += 1` changes it, as it does for a tensor, and sizes have answers."""
+
+    tracer: _Tracer
+
+    def __getattr__(self, k: str) -> Any:
+        return _Attribute(self, k)
 
     def __iadd__(self, other: Any) -> Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
@@ -48,6 +293,71 @@ class _Proxy(Proxy):
 
     def __itruediv__(self, other: Any) -> Proxy:
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+    def __ceil__(self) -> Proxy:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self) -> Proxy:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __len__(self) -> int:
+        return self.tracer.length(self)
+
+    def __index__(self) -> int:
+        return int(self.tracer.value(self, "for a whole number"))
+
+    def __int__(self) -> int:
+        return int(self.tracer.value(self, "for a number"))
+
+    def __float__(self) -> float:
+        return float(self.tracer.value(self, "for a number"))
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self.tracer.value(self, "what it contains")
+
+
+class _Attribute(_Proxy):
+    """`x.shape`, or the method `x.size`: a node is made where it is used."""
+
+    def __init__(self, root: Proxy, attr: str) -> None:
+        self.root = root
+        self.attr = attr
+        self.tracer = root.tracer  # type: ignore[assignment]
+        self._node: Node | None = None
+
+    @property
+    def node(self) -> Node:  # type: ignore[override]
+        if self._node is None:
+            self._node = self.tracer.create_proxy(
+                "call_function", getattr, (self.root, self.attr), {}
+            ).node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Proxy:
+        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is of tensors, numbers and text, in tuples, lists and dicts: what TorchScript
+    can hand from one module to another."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_plain, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+    return value is None or isinstance(value, (Tensor, bool, int, float, str))
+
+
+def stopped(path: str, error: Exception) -> Stop:
+    """The stop that an error in the code of the module at `path` is."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    frames = [*_frames_inside(), *traceback.extract_tb(error.__traceback__)]
+    return Stop(path, reason, place_in(frames))
+
+
+def _frames_inside() -> list[traceback.FrameSummary]:
+    """Those that run now, from the trace's begin on."""
+    stack = traceback.extract_stack()
+    return stack[1 + max(i for i, f in enumerate(stack) if f.name == traced.__name__) :]
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -73,16 +383,30 @@ def copied(module: nn.Module) -> nn.Module:
     return module
 
 
-def traced(module: nn.Module) -> GraphModule:
-    """The graph of a module, which shares its submodules.
+def sharing(module: nn.Module) -> nn.Module:
+    """A copy that shares its tensors."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
-    Raises UntraceableError with the line of the user's code that stopped the trace.
+
+def traced(
+    module: nn.Module,
+    call: Call,
+    whole: frozenset[str] = frozenset(),
+    fixed: frozenset[str] | None = frozenset(),
+) -> Traced:
+    """The graph of a module for a call, whose arguments hold tensors in any nesting of tuples,
+    lists and dicts.
+
+    `whole` are the paths of submodules that stay one node each. In the code of `fixed` ones (None:
+    everywhere) also what depends on what is in a tensor is as for the example. Raises Stop.
     """
-    tracer = _Tracer(param_shapes_constant=True)
+    tracer = _Tracer(call, whole, fixed)
     try:
-        graph = tracer.trace(module)
+        # A copy: code may keep what it computes (anchors, a last size) in its module.
+        graph = tracer.trace(sharing(module))
+    except Stop:
+        raise
     except Exception as error:
-        raise UntraceableError(
-            f"torch.fx cannot trace the model: {error}{place_of(error)}", where="model.source"
-        ) from error
-    return GraphModule(tracer.root, graph)
+        raise stopped("", error) from error
+    return Traced(GraphModule(tracer.root, graph), tuple(tracer.sized))

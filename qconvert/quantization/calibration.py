@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from qconvert.errors import NotFiniteImageError
 from qconvert.images.folder import ImageSet
@@ -102,12 +102,12 @@ def calibrate(
     total: dict[str, Distribution] = {}
 
     def run(inputs: Inputs) -> dict[str, Distribution] | str:
-        observing = _Observing(model, wanted)
+        seen = _Seen(wanted, averaging)
         try:
-            observing.run(*inputs)
+            seen.run(model, inputs)
         except NotFiniteError:
-            return observing.at
-        return observing.seen
+            return seen.at
+        return seen.distributions
 
     found = map_images(run, images, read, batch_size=batch_size, progress=progress)
     with closing(found) as results:
@@ -128,24 +128,44 @@ def observed_in(model: FusedModel, inputs: Inputs) -> dict[str, Distribution]:
 
     Raises NotFiniteError.
     """
-    observing = _Observing(model, {node.name for node in model.graph.graph.nodes})
-    with torch.inference_mode():
-        observing.run(*inputs)
-    return observing.seen
+    seen = _Seen({node.name for node in model.graph.graph.nodes}, 1.0)
+    seen.run(model, inputs)
+    return seen.distributions
+
+
+class _Seen:
+    """What was observed on one image; a part that runs several times adds up."""
+
+    def __init__(self, wanted: set[str], averaging: float) -> None:
+        self._wanted = wanted
+        self._averaging = averaging
+        self.distributions: dict[str, Distribution] = {}
+        self.at = ""
+
+    def run(self, model: FusedModel, inputs: Inputs) -> None:
+        """Runs the model and observes the wanted values as they are computed."""
+        observed = model.assembly.eager(model.graph, lambda part: _Observing(part, self).run)
+        with torch.inference_mode():
+            observed(*inputs)
+
+    def see(self, node: Node, value: Any) -> None:
+        """Adds a value, if it is wanted."""
+        if node.name in self._wanted and isinstance(value, torch.Tensor) and value.numel():
+            self.at = operator_name(node)
+            found, before = observe(value), self.distributions.get(node.name)
+            self.distributions[node.name] = (
+                before.merged(found, self._averaging) if before else found
+            )
 
 
 class _Observing(Interpreter):
-    """Runs the graph and observes the wanted values as they are computed."""
+    """Runs a part and shows its values as they are computed."""
 
-    def __init__(self, model: FusedModel, wanted: set[str]) -> None:
-        super().__init__(model.graph)
-        self._wanted = wanted
-        self.seen: dict[str, Distribution] = {}
-        self.at = ""
+    def __init__(self, part: GraphModule, seen: _Seen) -> None:
+        super().__init__(part)
+        self._seen = seen
 
     def run_node(self, node: Node) -> Any:
         value = super().run_node(node)
-        if node.name in self._wanted and isinstance(value, torch.Tensor):
-            self.at = operator_name(node)
-            self.seen[node.name] = observe(value)
+        self._seen.see(node, value)
         return value

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 from torch.fx import Node
 
@@ -21,7 +20,7 @@ from qconvert.qconfig import QuantizationSection
 from qconvert.quantization import rules
 from qconvert.quantization.costs import Costs, Way, Work
 from qconvert.quantization.partition import NEVER, Value, divide
-from qconvert.quantization.plan import Lowering
+from qconvert.quantization.plan import Lowering, Precision
 from qconvert.quantization.units import Readers, Unit
 
 
@@ -30,7 +29,7 @@ class Decision:
     """What becomes of a unit. `sum_of` is the index of the layer that computes this addition;
     `with_sum` that of the addition which this layer computes."""
 
-    precision: Literal["int8", "dynamic", "float32"]
+    precision: Precision
     reason: str | None = None
     lowering: Lowering | None = None
     float_output: bool = False
@@ -161,6 +160,8 @@ class _Deciding:
     def _outside(self, unit: Unit, in_int8: Sequence[bool]) -> Decision:
         """A unit that is not in int8 with static ranges: why, and whether it is dynamic."""
         asked = unit.asked
+        if unit.given:
+            return Decision("given", unit.impossible)
         if asked.precision == "float32":
             return Decision("float32", f"the qconfig asks for it ({asked.precision_from})")
         if asked.precision == "dynamic":

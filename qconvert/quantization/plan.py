@@ -44,6 +44,7 @@ class WeightParams(Record):
 
 
 Lowering = Literal["classic", "direct"]
+Precision = Literal["int8", "dynamic", "float32", "given"]
 Activation = Literal[
     "relu", "saturation", "hardswish", "silu", "gelu", "gelu_tanh", "tanh", "leaky_relu"
 ]
@@ -54,18 +55,19 @@ class PlannedOperator(Record):
 
     `inputs` and `node` name graph values; `value` is the one that holds the operator's result
     (after the sum and the activation that are computed with it). `precision` is `int8` with ranges
-    from calibration, `dynamic` (int8 weights, ranges as the model runs, float in and out) or
-    `float32`; `reason` says why the operator stays in float. `kernel` is the operator that the file
-    calls for it, where that is one of torch's int8 operators; `lowering` is the family that it
-    comes from. `with_sum` names the addition computed with it, whose other term is the last of
-    `inputs`. `bounds` are those of a clip, `slope` that of a leaky ReLU. `macs` counts one image.
-    `cell_weights` are those of a recurrent layer, by their names in it.
+    from calibration, `dynamic` (int8 weights, ranges as the model runs, float in and out),
+    `float32` or `given` (quantized in the source); `reason` says why the operator stays as it is.
+    `kernel` is the operator that the file calls for it, where that is one of torch's int8
+    operators; `lowering` is the family that it comes from. `with_sum` names the addition computed
+    with it, whose other term is the last of `inputs`. `bounds` are those of a clip, `slope` that of
+    a leaky ReLU. `macs` counts one image, for which the operator runs `calls` times. `cell_weights`
+    are those of a recurrent layer, by their names in it.
     """
 
     name: str
     node: str
     kind: str
-    precision: Literal["int8", "dynamic", "float32"]
+    precision: Precision
     reason: str | None
     lowering: Lowering | None
     kernel: str | None
@@ -80,17 +82,31 @@ class PlannedOperator(Record):
     macs: int
     weight: WeightParams | None
     cell_weights: dict[str, WeightParams] | None = None
+    calls: int = 1
+
+
+class KeptCode(Record):
+    """A module whose own code stays as it is written, and why."""
+
+    name: str
+    reason: str
 
 
 class Plan(Record):
     """All operators in the order of the graph, and how every tensor in int8 is held; `notes` are
-    what the qconfig asks for in vain. `plain` plans use no quantized dtype at all."""
+    what the qconfig asks for in vain. `plain` plans use no quantized dtype at all.
+
+    Of a model that torch.fx does not trace whole, `kept` are the modules that it does not, and
+    `kept_macs` the multiply-accumulates of one image that are in their own code.
+    """
 
     version: Literal[2] = 2
     isa: str
     plain: bool = False
     operators: tuple[PlannedOperator, ...]
     tensors: dict[str, TensorParams]
+    kept: tuple[KeptCode, ...] = ()
+    kept_macs: int = 0
     notes: tuple[str, ...] = ()
 
     def macs(self, precision: str) -> int:
@@ -100,14 +116,16 @@ class Plan(Record):
     @property
     def int8_macs(self) -> float:
         """The share of multiply-accumulates that are planned in int8, static or dynamic."""
-        total = sum(operator.macs for operator in self.operators)
-        return 1 - self.macs("float32") / total if total else 0.0
+        return self._share(self.macs("int8") + self.macs("dynamic"))
 
     @property
     def dynamic_macs(self) -> float:
         """The part of that share whose ranges are found as the model runs."""
-        total = sum(operator.macs for operator in self.operators)
-        return self.macs("dynamic") / total if total else 0.0
+        return self._share(self.macs("dynamic"))
+
+    def _share(self, macs: int) -> float:
+        total = self.kept_macs + sum(operator.macs for operator in self.operators)
+        return macs / total if total else 0.0
 
     def manifest_lines(self) -> list[list[str | None]]:
         """Name, precision and kernel of each operator, for the manifest of the file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qconvert.models.assembly import CALLS
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import (
     RECURRENT,
@@ -22,7 +23,13 @@ from qconvert.quantization.costs import Costs
 from qconvert.quantization.deciding import Decision, decide
 from qconvert.quantization.kernels import dynamic_kernel, static_kernel
 from qconvert.quantization.layer_rules import asked_for, split_pairs, without_effect
-from qconvert.quantization.plan import Plan, PlannedOperator, TensorParams, WeightParams
+from qconvert.quantization.plan import (
+    KeptCode,
+    Plan,
+    PlannedOperator,
+    TensorParams,
+    WeightParams,
+)
 from qconvert.quantization.ranges import Ranges
 from qconvert.quantization.units import Unit, apart, units_of
 from qconvert.quantization.weights import choose_params, least_scales
@@ -72,6 +79,8 @@ def written(
         plain=section.lowering == "direct",
         operators=tuple(operators),
         tensors={n: p for n, p in ranges.tensors.items() if n in read | made},
+        kept=tuple(KeptCode(name=kept.name, reason=kept.reason) for kept in model.kept),
+        kept_macs=model.assembly.kept_macs,
         notes=without_effect(section, asked, _with_range_of_their_own(operators, made)),
     )
 
@@ -127,7 +136,8 @@ def _operator(
         value=last.value.name,
         inputs=tuple(inputs),
         float_output=decision.float_output,
-        macs=multiply_accumulates(graph, unit.node),
+        macs=multiply_accumulates(graph, unit.node) * unit.node.meta.get(CALLS, 1),
+        calls=unit.node.meta.get(CALLS, 1),
         weight=_weight(model, section, unit, decision, held.get(inputs[0]) if inputs else None),
         cell_weights=_cell_weights(model, unit, decision),
     )

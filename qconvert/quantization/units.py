@@ -9,7 +9,9 @@ from typing import get_args
 
 from torch.fx import GraphModule, Node
 
+from qconvert.models.assembly import AS_WRITTEN
 from qconvert.models.fusion import FusedModel
+from qconvert.models.normal_form import OUTSIDE
 from qconvert.models.operators import (
     REARRANGING,
     is_tensor,
@@ -31,7 +33,8 @@ class Unit:
     """An operator, and the activation that its kernels compute with it.
 
     `lowerings` are the families that have a kernel for it; `impossible` says why there is none.
-    `dynamic` tells whether there is one with dynamic ranges, `not_dynamic` why there is none.
+    `not_dynamic` says why there is none with dynamic ranges. `given` units work on tensors that the
+    user has quantized.
     """
 
     node: Node
@@ -43,6 +46,7 @@ class Unit:
     impossible: str | None
     not_dynamic: str | None
     asked: Asked
+    given: bool = False
 
     @property
     def value(self) -> Node:
@@ -149,8 +153,10 @@ def _unit(
 ) -> Unit:
     kind = kind_of(graph, node)
     activation = rules.activation_of(graph, follower) if follower is not None else None
+    left = _why_left(node, asked)
     reasons: dict[Lowering, str | None] = {
-        family: rules.why_impossible(graph, node, kind, family, asked.weights) for family in allowed
+        family: left or rules.why_impossible(graph, node, kind, family, asked.weights)
+        for family in allowed
     }
     possible = tuple(
         family
@@ -165,9 +171,27 @@ def _unit(
         inputs=tuple(tensor_inputs(node)),
         lowerings=possible,
         impossible=None if possible else _why_not(reasons, activation),
-        not_dynamic=_why_not_dynamic(graph, node, kind),
+        not_dynamic=left or _why_not_dynamic(graph, node, kind),
         asked=asked,
+        given=is_given(node),
     )
+
+
+def is_given(node: Node) -> bool:
+    """Whether the node works on tensors that the user has quantized."""
+    values = [node, *node.all_input_nodes]
+    return any(getattr(v.meta.get("tensor_meta"), "is_quantized", False) for v in values)
+
+
+def _why_left(node: Node, asked: Asked) -> str | None:
+    """Why a node stays as it is, whatever kernels there are."""
+    if is_given(node):
+        return "it is quantized in the source already"
+    if AS_WRITTEN in node.meta:
+        return f"its code stays as it is written: {node.meta[AS_WRITTEN]}"
+    if OUTSIDE in node.meta and asked.precision == "auto":
+        return "it is not between the model's QuantStub and DeQuantStub"
+    return None
 
 
 def _why_not(reasons: dict[Lowering, str | None], activation: Activation | None) -> str:

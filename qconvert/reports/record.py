@@ -27,6 +27,13 @@ class FloatOperator(Record):
     reason: str
 
 
+class KeptCode(Record):
+    """A module whose own code stays as it is written, in float, and why."""
+
+    name: str
+    reason: str
+
+
 class Int8Share(Record):
     """What the file computes in int8, counted on its graph; multiply-accumulates of one image."""
 
@@ -51,7 +58,12 @@ class Budget(Record):
 
 
 class Report(Record):
-    """Everything that a benchmark found. Times are seconds, sizes bytes, shares fractions."""
+    """Everything that a benchmark found. Times are seconds, sizes bytes, shares fractions.
+
+    Of a model that torch.fx does not trace whole, `kept` are the modules whose code stays as it is
+    written, and `parts_sqnr_db` is the SQNR of what the converted parts return, each on the inputs
+    that it has in the float model.
+    """
 
     version: Literal[1] = 1
     name: str
@@ -63,6 +75,8 @@ class Report(Record):
     latency: tuple[Latency, ...]
     size: Size
     coverage: Int8Share
+    kept: tuple[KeptCode, ...] = ()
+    parts_sqnr_db: float | None = None
     notes: tuple[str, ...]
     digests: dict[str, str]
     qconfig: dict[str, Any]
@@ -78,11 +92,12 @@ def check_budgets(
     """Judges the budgets that are set; `latency` is the first batch size and thread count."""
     speedup = latency.speedups["int8"].value
     agreement = accuracy.agreement.value if accuracy.agreement else None
+    cosine = accuracy.cosine.value if accuracy.cosine else None
     # Name, limit, found, and whether the limit is the most that is allowed.
     rows = (
         ("max_accuracy_drop", limits.max_accuracy_drop, accuracy.top1_drop, True),
         ("min_agreement", limits.min_agreement, agreement, False),
-        ("min_cosine", limits.min_cosine, accuracy.cosine.value, False),
+        ("min_cosine", limits.min_cosine, cosine, False),
         ("min_speedup", limits.min_speedup, speedup, False),
         ("max_size_ratio", limits.max_size_ratio, size.ratio, True),
         ("min_int8_macs", limits.min_int8_macs, coverage.int8_macs_share, False),

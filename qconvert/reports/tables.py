@@ -51,10 +51,11 @@ def accuracy_table(accuracy: Comparison, model: str) -> Table:
             rows.append((name, share(before), share(after)))
     if accuracy.agreement is not None:
         rows.append(("same answer as float", "", share(accuracy.agreement)))
-    else:
+    elif accuracy.cosine is not None:
         rows.append(("cosine with float", "", _with_interval(accuracy.cosine, "{:.5f}", "")))
         rows.append(("lowest cosine of an image", "", f"{accuracy.lowest_cosine:.5f}"))
-    rows.append(("SQNR of the outputs", "", _with_interval(accuracy.sqnr_db, "{:.1f}", " dB")))
+    if accuracy.sqnr_db is not None:
+        rows.append(("SQNR of the outputs", "", _with_interval(accuracy.sqnr_db, "{:.1f}", " dB")))
     title = f"Accuracy on {accuracy.images:,} images (95 % intervals)"
     return Table(title, ("", "float", model), tuple(rows))
 

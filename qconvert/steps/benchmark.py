@@ -7,6 +7,7 @@ from typing import Any
 
 from qconvert import torchscript
 from qconvert.measurement.accuracy import Comparison
+from qconvert.measurement.detections import OVERLAP, SCORE
 from qconvert.measurement.environment import here
 from qconvert.measurement.latency import Latency, measure, thread_counts
 from qconvert.qconfig_file import with_relative_paths
@@ -15,6 +16,7 @@ from qconvert.reports.markdown import to_markdown
 from qconvert.reports.record import (
     FloatOperator,
     Int8Share,
+    KeptCode,
     Report,
     Size,
     check_budgets,
@@ -56,6 +58,8 @@ def make_report(session: Session) -> Report:
         latency=tuple(latency),
         size=size,
         coverage=coverage,
+        kept=tuple(KeptCode(**kept) for kept in converted["kept"]),
+        parts_sqnr_db=converted["parts_sqnr_db"],
         notes=tuple(notes(session, accuracy, latency)),
         digests=converted["files"],
         qconfig=with_relative_paths(config, session.config_path.resolve().parent),
@@ -103,6 +107,11 @@ def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> lis
 
 
 def _no_top1(session: Session, accuracy: Comparison) -> str:
+    if accuracy.cosine is None:
+        return (
+            "Detections have no top-1: agreement is the share of boxes from a score of "
+            f"{SCORE:g} on that float has too, with the same label and an overlap of {OVERLAP:g}."
+        )
     if accuracy.agreement is None:
         return "The outputs are no classes: the cosine stands in for accuracy."
     if session.evaluation_images.labels is None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule
 
 from qconvert import torchscript
 from qconvert.errors import OutputError, VerificationError
 from qconvert.measurement.accuracy import Comparison, compare
+from qconvert.measurement.detections import compare_detections
 from qconvert.measurement.environment import here
 from qconvert.measurement.statistics import decibels
 from qconvert.models.checkpoint_file import checkpoint_digest
+from qconvert.models.outputs import tensors
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.coverage import Coverage, check_against_plan, count
@@ -65,18 +70,27 @@ def make_int8(session: Session) -> dict[str, Any]:
         session.voice.say(f"convert: {note}")
     with session.voice.busy("lowering to int8"):
         model = lower(session.fused, plan, Int8(plan))
-        script = torchscript.freeze(torchscript.trace(model, session.example))
-    _check_prediction(session, plan, script, measured(fused_record))
+        script = torchscript.freeze(session.fused.assembly.script(model))
+    parts_sqnr = _check_prediction(session, plan, model, script, measured(fused_record))
     accuracy = judge(session, script, "measuring int8 accuracy")
-    other_size = try_other_size(session.float_model.module, model, script, session.example)
-    manifest = _manifest(session, plan, fused_record, accuracy, other_size)
+    lowered = session.fused.assembly.eager(model)
+    other_size = _other_size(session, lowered, script)
+    manifest = {
+        **_manifest(session, plan, fused_record, accuracy, other_size),
+        "needs": list(torchscript.needs(script)),
+    }
     file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
-    coverage, verification = _proved(session, file, model, plan, other_size)
+    # Kept code is compared as TorchScript runs it: Python may round otherwise and choose others.
+    whole = session.fused.assembly.whole
+    coverage, verification = _proved(session, file, lowered if whole else script, plan, other_size)
     write_atomically(workspace.path(PLAN), plan.to_json().encode())
     write_atomically(workspace.path(INT8), file)
     content = {
         **_content(session, plan, coverage, verification, accuracy),
         "other_size": None if other_size is None else other_size.record(),
+        "needs": list(torchscript.needs(script)),
+        "kept": [kept.model_dump() for kept in plan.kept],
+        "parts_sqnr_db": parts_sqnr,
     }
     return workspace.write_record(RECORD, key, (PLAN, INT8), content)
 
@@ -98,7 +112,7 @@ def _content(
         "float_operators": [
             {"name": o.name, "kind": o.kind, "reason": o.reason}
             for o in plan.operators
-            if o.precision == "float32"
+            if o.precision in ("float32", "given")
         ],
     }
 
@@ -114,6 +128,15 @@ def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison
     original = torchscript.freeze(torchscript.load(session.workspace.path(FLOAT)))
     seen = measured(session.workspace.read(FUSE_RECORD) or {})
     with session.voice.progress(title) as progress:
+        if seen.detections:
+            return compare_detections(
+                original,
+                model,
+                session.evaluation_images,
+                session.read,
+                batch_size=session.config.calibration.batch_size,
+                progress=progress,
+            )
         return compare(
             seen.of(original),
             seen.of(model),
@@ -127,7 +150,7 @@ def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison
 
 def simulate(session: Session, plan: Plan) -> Callable[..., Any]:
     """The model that the plan predicts, in float arithmetic."""
-    return lower(session.fused, plan, Simulated())
+    return session.fused.assembly.eager(lower(session.fused, plan, Simulated()))
 
 
 def _check_cpu(session: Session) -> None:
@@ -140,17 +163,23 @@ def _check_cpu(session: Session) -> None:
 
 
 def _check_prediction(
-    session: Session, plan: Plan, model: Callable[..., Any], seen: Measured
-) -> None:
-    """The file must be as near to float as the plan says, or an operator computes wrongly."""
-    models = [seen.of(m) for m in (session.fused.graph, simulate(session, plan), model)]
+    session: Session,
+    plan: Plan,
+    lowered: GraphModule,
+    script: Callable[..., Any],
+    seen: Measured,
+) -> float | None:
+    """The file must be as near to float as the plan says, or an operator computes wrongly.
+
+    Of a model whose code is kept in places, the parts are judged, each on the inputs that it has in
+    the float model; their SQNR is returned."""
+    simulated = lower(session.fused, plan, Simulated())
     signal, errors = 0.0, [0.0, 0.0]
     with torch.inference_mode():
-        for inputs in session.proofs:
-            reference, *others = (m(*inputs).double() for m in models)
-            signal += reference.square().sum().item()
+        for reference, *others in _outputs_of(session, simulated, lowered, script, seen):
+            signal += reference.double().square().sum().item()
             for i, other in enumerate(others):
-                errors[i] += (other - reference).square().sum().item()
+                errors[i] += (other.double() - reference.double()).square().sum().item()
     predicted, found = (decibels(signal, error) for error in errors)
     if found < predicted - _PREDICTION_TOLERANCE_DB and found < 40:
         raise VerificationError(
@@ -158,6 +187,42 @@ def _check_prediction(
             "an operator computes something else",
             where="verification",
         )
+    return None if session.fused.assembly.whole else found
+
+
+def _outputs_of(
+    session: Session,
+    simulated: GraphModule,
+    lowered: GraphModule,
+    script: Callable[..., Any],
+    seen: Measured,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The outputs of the float model, the simulation and the int8 model on real images; or those of
+    their parts, each output as a share of its own size, so that all count alike."""
+    assembly = session.fused.assembly
+    if assembly.whole:
+        models = [seen.of(m) for m in (session.fused.graph, simulated, script)]
+        for inputs in session.proofs:
+            yield models[0](*inputs), models[1](*inputs), models[2](*inputs)
+        return
+    bodies = list(zip(assembly.split(simulated), assembly.split(lowered), strict=True))
+    for inputs in session.proofs:
+        for i, given, result in assembly.part_calls(inputs):
+            found = [tensors(body(*given)) for body in bodies[i]]
+            for name, want in tensors(result).items():
+                if want.is_floating_point() and want.numel():
+                    size = want.square().mean().sqrt().clamp(min=1e-12) * want.numel() ** 0.5
+                    yield want / size, found[0][name] / size, found[1][name] / size
+
+
+def _other_size(
+    session: Session, lowered: Callable[..., Any], script: Callable[..., Any]
+) -> OtherSize | None:
+    found = try_other_size(session.float_model.module, lowered, script, session.example)
+    places = session.fused.assembly.sized
+    if found is None or not places:
+        return found
+    return replace(found, why_not=f"its code decides by the size{places[0]}")
 
 
 def _manifest(
@@ -237,10 +302,15 @@ def _proved(
         with session.voice.busy("verifying the file in a fresh process"):
             works = other_size is not None and other_size.why_not is None
             others = [other_size.inputs] if other_size is not None and works else []
-            verification = verify(candidate, model, session.proofs, session.fused.graph, others)
+            reference = session.float_model.module
+            needs = torchscript.needs(torchscript.load(content))
+            verification = verify(candidate, model, session.proofs, reference, others, needs)
         extra = {MANIFEST: ""}
         coverage = count(torchscript.load(content, extra), session.example)
-        check_against_plan(coverage, plan, json.loads(extra[MANIFEST])["operators"])
+        given = None
+        if any(o.precision == "given" for o in plan.operators):
+            given = count(session.float_model.module, session.example)
+        check_against_plan(coverage, plan, json.loads(extra[MANIFEST])["operators"], given)
     finally:
         candidate.unlink(missing_ok=True)
     return coverage, verification
@@ -263,7 +333,7 @@ def _key(
             "timings": timings,
             "evaluation": session.evaluation_images.digest,
             "reading": session.reading,
-            "output": [fused_record["measured_output"], fused_record["answers"]],
+            "output": [fused_record[k] for k in ("measured_output", "answers", "detections")],
             # What the manifest tells.
             "checkpoint": checkpoint_digest(config.model.checkpoint),
             "qconfig": _what_made_it(session),

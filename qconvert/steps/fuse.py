@@ -20,6 +20,7 @@ from qconvert.errors import (
 )
 from qconvert.images.preprocess import Inputs, shapes_of
 from qconvert.measurement.accuracy import check_classes
+from qconvert.measurement.detections import are_detections
 from qconvert.measurement.difference import relative_difference
 from qconvert.models.checkpoint_file import checkpoint_digest
 from qconvert.models.graph import check_inputs
@@ -41,11 +42,12 @@ _OWN_ROUNDING = 4
 @dataclass(frozen=True)
 class Measured:
     """Which output of the model is measured, its shape for one image, and whether its largest
-    values are answers."""
+    values are answers; or that all of it are `detections`."""
 
     name: str
     shape: tuple[int, ...]
     answers: bool
+    detections: bool = False
 
     def of(self, model: Callable[..., Any]) -> Callable[..., Tensor]:
         """The model with this output alone."""
@@ -67,18 +69,16 @@ def make_fused(session: Session) -> dict[str, Any]:
         # Also then: the labels of the evaluation images are no input of this step.
         _check_labels(session, measured(record))
         return record
-    outputs = _float_outputs(session)
-    name = choose(outputs, session.config.model.output_name)
-    seen = Measured(
-        name, tuple(outputs[name].shape), are_answers(outputs[name], session.config.model.answers)
-    )
+    result = _float_result(session)
+    outputs = tensors(result)
+    seen = _measured(session, outputs, are_detections(result))
     _say_what_is_measured(session, outputs, seen)
     _check_labels(session, seen)
     code = session.float_model.code
     fused = session.fused
     with session.voice.busy("fusing and comparing with the original"):
-        original = torchscript.trace(session.float_model.module, session.example)
-        folded = torchscript.freeze(torchscript.trace(fused.graph, session.example))
+        original = fused.assembly.original()
+        folded = torchscript.freeze(fused.assembly.script(fused.graph))
         difference, tolerance = _difference(session, original, folded)
         write_atomically(workspace.path(FLOAT), torchscript.to_bytes(original))
         write_atomically(workspace.path(FUSED), torchscript.to_bytes(folded))
@@ -88,10 +88,13 @@ def make_fused(session: Session) -> dict[str, Any]:
         "outputs": {key: list(value.shape) for key, value in outputs.items()},
         "measured_output": seen.name,
         "answers": seen.answers,
+        "detections": seen.detections,
         "folded": [list(names) for names in fused.folded],
         "paired": [list(names) for names in fused.paired],
         "refused": [{"operator": r.operator, "reason": r.reason} for r in fused.refused],
         "removed": list(fused.removed),
+        "kept": [{"name": kept.name, "reason": kept.reason} for kept in fused.kept],
+        "sized": [place.strip(" ()") for place in fused.assembly.sized],
         "largest_difference": difference,
         "tolerance": tolerance,
         "weights": _weights_digest(session),
@@ -103,7 +106,17 @@ def make_fused(session: Session) -> dict[str, Any]:
 def measured(record: dict[str, Any]) -> Measured:
     """Which output is measured, from a record of `fuse`."""
     name = record["measured_output"]
-    return Measured(name, tuple(record["outputs"][name]), record["answers"])
+    shape = tuple(record["outputs"][name])
+    return Measured(name, shape, record["answers"], record["detections"])
+
+
+def _measured(session: Session, outputs: dict[str, Tensor], detections: bool) -> Measured:
+    section = session.config.model
+    name = choose(outputs, section.output_name)
+    shape = tuple(outputs[name].shape)
+    if detections and section.output is None:
+        return Measured(name, shape, answers=False, detections=True)
+    return Measured(name, shape, are_answers(outputs[name], section.answers))
 
 
 def fused_digest(record: dict[str, Any]) -> str:
@@ -139,10 +152,10 @@ def _key(session: Session, code: dict[str, str]) -> str:
     )
 
 
-def _float_outputs(session: Session) -> dict[str, Tensor]:
+def _float_result(session: Session) -> Any:
     """What the float model returns for the example; and proves that it reads the other sizes."""
     try:
-        outputs = _run_float(session, session.example)
+        result = _run_float(session, session.example)
         for path in session.extremes:
             _run_float(session, session.read(path))
     except ModelInputError as error:
@@ -154,28 +167,29 @@ def _float_outputs(session: Session) -> dict[str, Tensor]:
             f"{b[0]} x {b[1]} from {second.name}, and the model fails: {error.facts[0]}",
             where=str(session.evaluation_images.root),
         ) from error
-    return outputs
+    return result
 
 
-def _run_float(session: Session, inputs: Inputs) -> dict[str, Tensor]:
+def _run_float(session: Session, inputs: Inputs) -> Any:
     """Raises ModelInputError with the place in the user's code."""
     check_inputs(session.float_model.module, len(inputs))
     shapes = shapes_of(inputs)
     doing = f"calling the model with an input of shape {shapes}"
     module = session.float_model.module
     with guarded(doing, ModelInputError, "model.source"), torch.inference_mode():
-        result = module(*inputs)
-    return tensors(result)
+        return module(*inputs)
 
 
 def _say_what_is_measured(session: Session, outputs: dict[str, Tensor], seen: Measured) -> None:
     say, section = session.voice.say, session.config.model
-    if len(outputs) > 1 and section.output is None:
+    if seen.detections:
+        say("model: its outputs are detections: boxes with labels and scores are compared")
+    elif len(outputs) > 1 and section.output is None:
         others = ", ".join(f"{name!r}" for name in outputs if name != seen.name)
         say(f"model: of its outputs {seen.name!r} is measured, not {others} (model.output)")
     elif len(outputs) == 1 and seen.name != ONLY:
         say(f"model: its output is {seen.name!r}")
-    if section.answers == "auto" and not seen.answers:
+    if section.answers == "auto" and not seen.answers and not seen.detections:
         say(
             f"model: outputs of shape {list(seen.shape)} are taken for numbers, not classes: "
             "cosine and SQNR are measured (model.answers)"
@@ -191,15 +205,21 @@ def _difference(session: Session, *models: Callable[..., Any]) -> tuple[float, f
     """The largest difference of the models on real images, as a share of the largest output, and
     what it may be."""
     difference = 0.0
+    assembly = session.fused.assembly
     with torch.inference_mode():
         for path, inputs in zip(session.proof_files, session.proofs, strict=True):
-            original = tensors(session.float_model.module(*inputs))
+            result = session.float_model.module(*inputs)
+            original = tensors(result)
             if not all(bool(torch.isfinite(value).all()) for value in original.values()):
                 raise NotFiniteImageError(
                     "the float model computes NaN or infinity on this image", where=str(path)
                 )
+            if not assembly.whole:
+                difference = max(difference, _parts_difference(session, inputs))
             for model in models:
-                difference = max(difference, relative_difference(original, _result(model, inputs)))
+                found = _result(model, inputs)
+                if not are_detections(result):  # of which a rounding may choose others
+                    difference = max(difference, relative_difference(original, found))
     tolerance = TOLERANCE
     if not difference <= tolerance:
         tolerance = max(TOLERANCE, _OWN_ROUNDING * _own_rounding(session))
@@ -212,20 +232,31 @@ def _difference(session: Session, *models: Callable[..., Any]) -> tuple[float, f
     return difference, tolerance
 
 
+def _parts_difference(session: Session, inputs: Inputs) -> float:
+    """That of the fused parts, each on the inputs that it has in the original."""
+    assembly = session.fused.assembly
+    bodies = assembly.split(session.fused.graph)
+    return max(
+        relative_difference(tensors(want), tensors(bodies[i](*given)))
+        for i, given, want in assembly.part_calls(inputs)
+    )
+
+
 def _own_rounding(session: Session) -> float:
     """How far the original's float32 is from its float64: a deep model's sums may be further from
     the truth than `TOLERANCE`, in whatever order they are added up."""
     difference = 0.0
+    assembly = session.fused.assembly
+    exact = [copy.deepcopy(body).double() for body in assembly.original_bodies()]
     with torch.inference_mode():
-        exact = copy.deepcopy(session.float_model.module).double()
         for inputs in session.proofs:
-            doubled = [x.double() if x.is_floating_point() else x for x in inputs]
-            try:
-                want = tensors(exact(*doubled))
-            except RuntimeError:  # it makes float32 tensors by itself
-                return 0.0
-            have = tensors(session.float_model.module(*inputs))
-            difference = max(difference, relative_difference(want, have))
+            for i, given, have in assembly.part_calls(inputs):
+                doubled = [x.double() if x.is_floating_point() else x for x in given]
+                try:
+                    want = tensors(exact[i](*doubled))
+                except RuntimeError:  # it makes float32 tensors by itself
+                    return 0.0
+                difference = max(difference, relative_difference(want, tensors(have)))
     return difference
 
 

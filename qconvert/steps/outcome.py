@@ -12,6 +12,8 @@ from typing import Any
 from qconvert import torchscript
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.latency import Latency, measure
+from qconvert.reports.inspection_pictures import file_picture, forecast_picture
+from qconvert.reports.inspection_tables import file_lines, file_tables, forecast_tables
 from qconvert.reports.record import FloatOperator, Report
 from qconvert.reports.tables import Table, accuracy_table, all_tables, latency_tables, megabytes
 from qconvert.starter import TODO, Request
@@ -20,6 +22,7 @@ from qconvert.steps import calibrate as calibrate_step
 from qconvert.steps import convert as convert_step
 from qconvert.steps import fuse as fuse_step
 from qconvert.steps.init import write_starter
+from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.session import Session, Voice
 from qconvert.steps.timings import make_timings
 
@@ -58,6 +61,50 @@ def run_init(request: Request, voice: Voice) -> Outcome:
     )
     data = {"todo": marked}
     return Outcome("init", lines, (), (request.target,), "benchmark", data)
+
+
+def run_inspect(session: Session, svg: Path | None) -> Outcome:
+    """Tells what will become of a qconfig's model; writes nothing but the picture."""
+    foretold = foretell(session)
+    found = foretold.forecast
+    if svg is not None:
+        draw(forecast_picture(found, session.config_path.stem), svg)
+    lines = (
+        f"{found.share('int8'):.2%} of multiply-accumulates in int8 with fixed ranges, "
+        f"{found.share('dynamic'):.2%} with dynamic ranges, {found.share('float32'):.2%} in float; "
+        f"{found.boundaries} boundaries",
+        *(f"kept as written: {path or 'the model'}: {why}" for path, why in foretold.kept),
+    )
+    summary = {
+        "macs": found.macs(),
+        "macs_shares": {name: found.share(name) for name in ("int8", "dynamic", "float32")},
+        "boundaries": found.boundaries,
+        "estimated_microseconds": found.microseconds,
+    }
+    data = {
+        "summary": summary,
+        **found.model_dump(mode="json", exclude={"boundaries"}),
+        "blocks": [block.model_dump(mode="json") for block in foretold.blocks],
+        "kept": [{"path": path, "reason": why} for path, why in foretold.kept],
+    }
+    tables = tuple(forecast_tables(found, foretold.blocks))
+    return Outcome("inspect", lines, tables, _drawn(svg), None, data)
+
+
+def run_inspect_file(
+    path: Path, shapes: Sequence[tuple[int, ...]], svg: Path | None, voice: Voice
+) -> Outcome:
+    """Tells what is in a TorchScript file."""
+    file, found = look_into(path, shapes, voice)
+    if svg is not None:
+        draw(file_picture(found, path.name), svg)
+    data = {"file": str(path), **found.model_dump(mode="json"), "manifest": file.manifest}
+    tables = tuple(file_tables(found, file.manifest))
+    return Outcome("inspect", tuple(file_lines(found)), tables, _drawn(svg), None, data)
+
+
+def _drawn(svg: Path | None) -> tuple[Path, ...]:
+    return () if svg is None else (svg,)
 
 
 def run_fuse(session: Session) -> Outcome:

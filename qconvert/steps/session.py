@@ -18,6 +18,7 @@ from qconvert.images.decode import is_rotated
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.preprocess import Inputs, Preprocessed, Reader, Transformed
 from qconvert.images.stream import Progress, Size, all_unreadable, sizes, unreadable
+from qconvert.models.division import Wishes
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.models.source import FloatModel, build
@@ -260,7 +261,7 @@ class Session:
         with self.voice.busy("building the float model"):
             model = build(self.config.model)
         for note in model.notes:
-            self.voice.say(f"checkpoint: {note}")
+            self.voice.say(f"model: {note}")
         return model
 
     @cached_property
@@ -268,7 +269,15 @@ class Session:
         """The user's model with its batch norms folded."""
         groups = None if self.config.fuse.modules == "auto" else self.config.fuse.modules
         with torchscript.quiet():
-            return fuse(capture(self.float_model.module, self.example), groups)
+            return fuse(capture(self.float_model.module, self.example, self._wishes), groups)
+
+    @property
+    def _wishes(self) -> Wishes:
+        model = self.config.model
+        return Wishes(
+            None if model.scripted == "auto" else frozenset(model.scripted),
+            None if model.fixed == "all" else frozenset(model.fixed),
+        )
 
     @property
     def versions(self) -> dict[str, str]:

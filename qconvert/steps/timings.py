@@ -36,6 +36,17 @@ def make_timings(session: Session) -> Timings | None:
     return times
 
 
+def recorded_timings(session: Session) -> Timings | None:
+    """What was timed before, if that is fresh; nothing is timed."""
+    if session.config.quantization.decide != "measure":
+        return None
+    key = _key(session)
+    if session.workspace.why_stale(RECORD, lambda _: key) is not None:
+        return None
+    recorded: Timings = (session.workspace.read(RECORD) or {})["nanoseconds"]
+    return recorded
+
+
 def costs_by(session: Session, timings: Timings | None) -> Costs:
     """What plans are decided by: the shipped table, corrected by what was timed here."""
     table = costs.table(session.config.quantization.isa)

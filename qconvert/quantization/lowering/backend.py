@@ -148,7 +148,7 @@ class _Lowering:
         self._nodes = {node.name: node for node in model.graph.graph.nodes}
 
     def result(self) -> GraphModule:
-        planned = [o for o in self._plan.operators if o.precision != "float32"]
+        planned = [o for o in self._plan.operators if o.precision in ("int8", "dynamic")]
         # A layer that computes an addition stands where the addition stood.
         places = {self._place(o): o for o in planned}
         absorbed = {name for o in planned for name in (o.node, o.value)} - set(places)

@@ -125,11 +125,10 @@ class DynamicRecurrent(nn.Module):
         return torch.ops.aten.quantized_gru.input(x, states[0], *settings)
 
 
-def recurrent_macs(node: torch._C.Node, x: Tensor) -> int:
-    """Multiply-accumulates of a node of one of the RECURRENT kinds in a frozen graph, on its input
-    `x`; those of the matrices, as for a float layer."""
-    cells = [item.toIValue() for item in node.inputsAt(2).node().inputs()]
-    return x.numel() // x.shape[-1] * sum(_matrix_sizes(cell) for cell in cells)
+def recurrent_macs(x: Tensor, cells: Sequence[Any]) -> int:
+    """Multiply-accumulates of one of the RECURRENT kernels on its input `x`; those of the matrices,
+    as for a float layer."""
+    return x.numel() // x.shape[-1] * sum(map(_matrix_sizes, cells))
 
 
 def _matrix_sizes(cell: Any) -> int:

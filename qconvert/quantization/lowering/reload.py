@@ -1,12 +1,13 @@
 """Run as a script, in a process of its own: what a user's process does with a file, and no more.
 
-    python reload.py MODEL INPUTS OUTPUTS
+    python reload.py MODEL INPUTS OUTPUTS [PACKAGE ...]
 
-Loads a TorchScript file with plain `torch.jit.load`, runs it on each tuple of INPUTS (a list
+Imports the packages that the file needs, loads a TorchScript file with plain `torch.jit.load`, runs it on each tuple of INPUTS (a list
 saved by torch.save) and writes the list of results to OUTPUTS, or in the place of a result what the
 model raised, as text. Imports nothing of qconvert, sets nothing.
 """
 
+import importlib
 import sys
 from typing import Any
 
@@ -32,7 +33,9 @@ def attempt(model: Any, inputs: tuple[torch.Tensor, ...]) -> Any:
 
 def main() -> None:
     """Loads, runs, saves."""
-    model_path, inputs_path, outputs_path = sys.argv[1:]
+    model_path, inputs_path, outputs_path, *packages = sys.argv[1:]
+    for package in packages:
+        importlib.import_module(package)
     model = torch.jit.load(model_path)
     inputs = torch.load(inputs_path, weights_only=True)
     with torch.inference_mode():

@@ -47,17 +47,19 @@ def verify(
     images: Sequence[Inputs],
     reference: Model,
     others: Sequence[Inputs] = (),
+    needs: Sequence[str] = (),
 ) -> Verification:
     """Loads `file` in a fresh process, runs it at batch sizes 1 and 3, compares with `model`.
 
     `images` are real inputs of one image each, `others` are such at other sizes. `reference` is
-    the float model, whose outputs tell whether equal outputs are the fault of int8.
+    the float model, whose outputs tell whether equal outputs are the fault of int8. `needs` are the
+    packages that the process must import.
 
     Raises VerificationError when the file does not load or run, differs from the model in memory,
     or computes what is not finite or the same for different images.
     """
     batches = [*images, _batch(images)]
-    found = _run(file, [*batches, *others])
+    found = _run(file, [*batches, *others], needs)
     difference = 0.0
     for inputs, have in zip([*batches, *others], found, strict=True):
         difference = max(difference, difference_from(model, inputs, have))
@@ -103,12 +105,13 @@ def difference_from(model: Model, inputs: Inputs, have: Any) -> float:
     return difference
 
 
-def _run(file: Path, batches: Sequence[Inputs]) -> list[Any]:
+def _run(file: Path, batches: Sequence[Inputs], needs: Sequence[str]) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder, "inputs.pt"), Path(folder, "outputs.pt")
         write_tensors(inputs, [tuple(batch) for batch in batches])
         # -I: without the working directory and the user's Python settings.
-        command = [sys.executable, "-I", str(reload.__file__), str(file), str(inputs), str(outputs)]
+        files = map(str, (reload.__file__, file, inputs, outputs))
+        command = [sys.executable, "-I", *files, *needs]
         try:
             result = subprocess.run(
                 command, capture_output=True, text=True, timeout=_SECONDS, check=False

@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule
 from torch.nn.utils.rnn import pack_sequence
 
 from qconvert import torchscript
+from qconvert.models.execution import Executed, watch
 from qconvert.qconfig import WeightScheme
 from qconvert.quantization.lowering.dynamic import (
     RECURRENT,
@@ -350,7 +351,9 @@ def test_file_holds_the_integers_and_no_float_weights(name: str) -> None:
 def test_multiply_accumulates_are_read_from_the_file(name: str) -> None:
     layer, x = made(RECURRENT_LAYERS[name]), noise(3, 5, 20)
     module = torchscript.load(torchscript.to_bytes(frozen(layer, [x])))
-    executed = [e for e in torchscript.graph_values(module, [x]) if e.node.kind() in RECURRENT]
+    executed: list[Executed] = []
+    watch(module, [x], executed.append)
+    executed = [e for e in executed if e.kind in RECURRENT]
     assert len(executed) == 1
     # 15 rows; by layer and direction 24 * 4 (LSTM) or 24 * 3 (GRU) results of 20 + 24 terms, in
     # the second layer of both directions' 48 + 24 terms.
@@ -361,7 +364,8 @@ def test_multiply_accumulates_are_read_from_the_file(name: str) -> None:
         " both ways": 2 * (44 + 72),
         " no bias": 2 * 44,
     }[name.removeprefix("lstm").removeprefix("gru")]
-    assert recurrent_macs(executed[0].node, executed[0].inputs[0]) == 15 * gates * terms
+    (cells,) = (a for a in executed[0].args if isinstance(a, list) and not torch.is_tensor(a[0]))
+    assert recurrent_macs(x, cells) == 15 * gates * terms
 
 
 # ---- What has no dynamic form

@@ -1,0 +1,394 @@
+"""Puts a divided model together again: its parts as one graph to be worked on, and what was made of
+them back into the model, in Python or in TorchScript."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from qconvert import torchscript
+from qconvert.errors import UnsupportedError
+from qconvert.models.division import Divided, Kept, Piece
+from qconvert.models.execution import float_macs_in
+from qconvert.models.operators import NAME
+from qconvert.models.tracing import Call, sharing
+
+# Where a captured graph holds its assembly, and a node how often its part is called for one image.
+ASSEMBLY, CALLS = "assembly", "calls"
+# Where a node holds why it stays as it is written.
+AS_WRITTEN = "as written"
+
+Run = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the merged graph: its place in the model, how it is called for the example and how
+    often, its placeholders in the graph, and the paths of the kept modules that it calls, by their
+    targets in the graph."""
+
+    path: str
+    call: Call
+    calls: int
+    placeholders: tuple[str, ...]
+    kept: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a merged graph is a part of. `model` is the user's model, copied; `sized` are places of
+    its code whose answers about sizes are those of the example."""
+
+    model: nn.Module
+    parts: tuple[Part, ...]
+    example: tuple[Tensor, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    sized: tuple[str, ...] = ()
+
+    @cached_property
+    def kept_macs(self) -> int:
+        """Multiply-accumulates of one image in the code that is kept, without those of parts."""
+        if self.whole:
+            return 0
+        counted = {self.model.get_submodule(kept.path): True for kept in self.kept}
+        counted |= {self.model.get_submodule(part.path): False for part in self.parts}
+        return float_macs_in(self.model, self.example, counted)
+
+    def original_bodies(self) -> list[nn.Module]:
+        """The parts as the user wrote them, which take the tensors of their calls."""
+        return [_Flat(sharing(self.model.get_submodule(p.path)), p.call) for p in self.parts]
+
+    def __deepcopy__(self, memo: Any) -> Assembly:
+        return self  # nothing in it changes
+
+    @property
+    def whole(self) -> bool:
+        """Whether the merged graph is the whole model."""
+        return not self.kept
+
+    def part_calls(self, inputs: Sequence[Tensor]) -> list[tuple[int, tuple[Tensor, ...], Any]]:
+        """What each part reads and returns while the user's model runs: the part's number, the
+        tensors of the call, and the result."""
+        found: list[tuple[int, tuple[Tensor, ...], Any]] = []
+        hooks = []
+        for i, part in enumerate(self.parts):
+            module = self.model.get_submodule(part.path)
+
+            def note(module: nn.Module, args: Any, kwargs: Any, result: Any, i: int = i) -> None:
+                call = Call.of(module, args, kwargs).in_order_of(self.parts[i].call)
+                found.append((i, tuple(x.clone() for x in call.tensors), result))
+
+            hooks.append(module.register_forward_hook(note, with_kwargs=True))
+        try:
+            with torch.no_grad():
+                self.model(*inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def split(self, graph: GraphModule) -> list[GraphModule]:
+        """The parts of the merged graph, or of what was made of it, which share its modules. They
+        take the tensors of the part's call, and return what the part does."""
+        output = next(n for n in graph.graph.nodes if n.op == "output")
+        results = output.args[0] if len(self.parts) > 1 else (output.args[0],)
+        return [
+            _extracted(graph, part.placeholders, result)
+            for part, result in zip(self.parts, results, strict=True)
+        ]
+
+    def eager(self, graph: GraphModule, run: Callable[[GraphModule], Run] | None = None) -> Run:
+        """The model with the parts of a graph, in Python. `run` makes of a part what is called in
+        its place."""
+        if self.whole:
+            return run(graph) if run else graph
+        bodies = self.split(graph)
+
+        def called(part: Part, body: GraphModule) -> nn.Module:
+            return _Called(
+                self.model.get_submodule(part.path), part.call, run(body) if run else body
+            )
+
+        put = _Putting(self, bodies, called, lambda shell, path: shell)
+        top = put.model()
+        return run(top) if run and isinstance(top, GraphModule) else top
+
+    def script(self, graph: GraphModule) -> torch.jit.ScriptModule:
+        """The model with the parts of a graph, in TorchScript.
+
+        Raises UnsupportedError with the line of the user's code that TorchScript cannot compile.
+        """
+        return self._scripted(self.split(graph))
+
+    def original(self) -> torch.jit.ScriptModule:
+        """The user's model in TorchScript.
+
+        Raises UnsupportedError as `script` does.
+        """
+        return self._scripted(self.original_bodies())
+
+    def _scripted(self, bodies: Sequence[nn.Module]) -> torch.jit.ScriptModule:
+        def called(part: Part, body: nn.Module) -> nn.Module:
+            return _adapter(part.call, torchscript.trace(body, part.call.tensors))
+
+        top = _Putting(self, bodies, called, self._compiled).model()
+        if self.parts[0].path == "":
+            return torchscript.trace(top, self.parts[0].call.tensors)
+        return top
+
+    def _compiled(self, shell: nn.Module, path: str) -> torch.jit.ScriptModule:
+        kept = next(kept for kept in self.kept if kept.path == path)
+        for module in shell.modules():
+            # So that TorchScript leaves out what is for training, which may call what parts lack.
+            module.__constants__ = [*getattr(module, "__constants__", ()), "training"]  # type: ignore[assignment]
+        try:
+            return torchscript.script(shell)
+        except Exception as error:
+            raise UnsupportedError(
+                f"torch.fx cannot trace {kept.name}: {kept.reason}; and TorchScript cannot compile "
+                f"it: {_reason(error)}",
+                where="model.source",
+                fix=f"if its code goes the same way for all images, write `model.fixed: [{path}]`"
+                if path
+                else "if its code goes the same way for all images, write "
+                "`model.fixed: all`; else write it in the part of Python that TorchScript knows",
+            ) from error
+
+
+class _Putting:
+    """Puts bodies into the places of the parts, from the innermost outwards."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        bodies: Sequence[nn.Module],
+        called: Callable[[Part, Any], nn.Module],
+        finish: Callable[[nn.Module, str], nn.Module],
+    ) -> None:
+        self._assembly = assembly
+        self._bodies = {part.path: body for part, body in zip(assembly.parts, bodies, strict=True)}
+        self._parts = {part.path: part for part in assembly.parts}
+        self._called = called
+        self._finish = finish
+
+    def model(self) -> Any:
+        """Of the root: its part, or its code."""
+        return self._body(self._parts[""]) if "" in self._parts else self._shell("")
+
+    def _body(self, part: Part) -> nn.Module:
+        body = self._bodies[part.path]
+        for target, path in part.kept.items():
+            shell = self._shell(path)
+            if isinstance(body, _Flat):
+                target = f"module.{path.removeprefix(part.path).lstrip('.')}"
+            body.set_submodule(target, shell)
+        return body
+
+    def _shell(self, path: str) -> nn.Module:
+        shell = sharing(self._assembly.model.get_submodule(path))
+        below = [p for p in self._parts if p != path and _is_below(p, path)]
+        for inner in below:
+            if not any(other != inner and _is_below(inner, other) for other in below):
+                part = self._parts[inner]
+                place = inner.removeprefix(path).lstrip(".")
+                shell.set_submodule(place, self._called(part, self._body(part)))
+        return self._finish(shell, path)
+
+
+def _is_below(path: str, owner: str) -> bool:
+    return not owner or path.startswith(f"{owner}.")
+
+
+class _Called(nn.Module):
+    """Stands in for a part: is called as its module was, and runs on the call's tensors."""
+
+    def __init__(self, module: nn.Module, call: Call, run: Run) -> None:
+        super().__init__()
+        self._like = [module]  # in a list: it is no part of this one
+        self._call = call
+        self.run = run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module."""
+        call = Call.of(self._like[0], args, kwargs)
+        return self.run(*call.in_order_of(self._call).tensors)
+
+
+class _Flat(nn.Module):
+    """A module that takes the tensors of its call."""
+
+    def __init__(self, module: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.module = module
+        self._call = call
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """What the module returns."""
+        args, kwargs = self._call.with_tensors(tensors).split()
+        return self.module(*args, **kwargs)
+
+
+def _adapter(call: Call, body: torch.jit.ScriptModule) -> GraphModule:
+    """A module for TorchScript that is called as the part was, and gives the tensors to `body`."""
+    graph = Graph()
+    tensors: list[Node] = []
+    placeholders = [
+        (graph.placeholder(name, type_expr=_annotation(value)), value)
+        for name, value in call.named.items()
+    ]
+    for node, value in placeholders:
+        _take(graph, node, value, tensors)
+    graph.output(graph.call_module("body", tuple(tensors)))
+    root = nn.Module()
+    root.add_module("body", body)
+    return GraphModule(root, graph, "Part").eval()
+
+
+def _take(graph: Graph, node: Node, value: Any, tensors: list[Node]) -> None:
+    if isinstance(value, Tensor):
+        tensors.append(node)
+    elif isinstance(value, (list, tuple)):
+        if isinstance(value, list):
+            length = graph.call_function(len, (node,))
+            same = graph.call_function(_same, (length, len(value)))
+            graph.call_function(torch._assert, (same, f"{len(value)} tensors are read"))
+        for i, item in enumerate(value):
+            _take(graph, graph.call_function(_item, (node, i)), item, tensors)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _take(graph, graph.call_function(_item, (node, key)), item, tensors)
+
+
+# torch.fx writes these as `a[i]` and `a == b`, which TorchScript compiles.
+_item, _same = operator.getitem, operator.eq
+
+
+def _annotation(value: Any) -> Any:
+    """The type that TorchScript gives to an argument like this one."""
+    if isinstance(value, Tensor):
+        return Tensor
+    if isinstance(value, tuple):
+        return tuple[tuple(map(_annotation, value))]  # type: ignore[misc]
+    if isinstance(value, list):
+        return list[_annotation(value[0])] if value else list[Tensor]  # type: ignore[misc]
+    if isinstance(value, Mapping):
+        return dict[str, Tensor]
+    return Optional[Tensor] if value is None else type(value)  # noqa: UP045 (TorchScript's)
+
+
+def _extracted(graph: GraphModule, placeholders: Sequence[str], result: Any) -> GraphModule:
+    """The part of a graph that computes `result`, with these inputs."""
+    needed: set[Node] = set()
+    waiting: list[Node] = []
+    torch.fx.node.map_arg(result, waiting.append)
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    new = Graph()
+    by_name = {node.name: node for node in graph.graph.nodes}
+    values = {by_name[name]: new.placeholder(name) for name in placeholders}
+    for node in graph.graph.nodes:
+        if node in needed and node not in values:
+            values[node] = new.node_copy(node, values.__getitem__)
+            values[node].name = node.name
+    for node, copied in values.items():
+        copied.meta = node.meta
+    new.output(torch.fx.node.map_arg(result, values.__getitem__))
+    return GraphModule(graph, new, "Part").eval()
+
+
+def merged(model: nn.Module, example: Sequence[Tensor], divided: Divided) -> GraphModule:
+    """The graphs of all parts as one, which returns the tuple of what they return; with one part,
+    its own graph. The assembly is in its `meta`."""
+    pieces = divided.pieces
+    if len(pieces) == 1:
+        (piece,) = pieces
+        graph, targets = piece.graph, [{_within(piece, path): path for path in piece.kept}]
+        names = [tuple(n.name for n in graph.graph.nodes if n.op == "placeholder")]
+    else:
+        graph, names = _united(pieces)
+        graph.meta["removed"] = tuple(
+            f"{piece.path}.{name}".lstrip(".")
+            for piece in pieces
+            for name in piece.graph.meta["removed"]
+        )
+        targets = [
+            {f"part{i}.{_within(piece, path)}": path for path in piece.kept}
+            for i, piece in enumerate(pieces)
+        ]
+    reasons = {kept.path: kept.reason for kept in divided.kept}
+    for piece in pieces:
+        _mark(piece, reasons)
+    parts = tuple(
+        Part(piece.path, piece.call, piece.calls, names[i], targets[i])
+        for i, piece in enumerate(pieces)
+    )
+    graph.meta[ASSEMBLY] = Assembly(
+        model, parts, tuple(example), tuple(divided.kept), tuple(divided.sized)
+    )
+    return graph
+
+
+def _within(piece: Piece, path: str) -> str:
+    return path.removeprefix(piece.path).lstrip(".")
+
+
+def _mark(piece: Piece, reasons: Mapping[str, str]) -> None:
+    """The operators' names are those of the whole model; kept modules have their reasons."""
+    within = {_within(piece, path): path for path in piece.kept}
+    for node in piece.graph.graph.nodes:
+        node.meta[CALLS] = piece.calls
+        if node.op == "call_module" and str(node.target) in within:
+            node.meta[AS_WRITTEN] = reasons[within[str(node.target)]]
+        if NAME in node.meta and piece.path:
+            node.meta[NAME] = f"{piece.path}.{node.meta[NAME]}"
+
+
+def _united(pieces: Sequence[Piece]) -> tuple[GraphModule, list[tuple[str, ...]]]:
+    root, graph = nn.Module(), Graph()
+    results, names = [], []
+    for i, piece in enumerate(pieces):
+        root.add_module(f"part{i}", piece.graph)
+        values: dict[Node, Node] = {}
+        inputs = []
+        for node in piece.graph.graph.nodes:
+            if node.op == "output":
+                results.append(torch.fx.node.map_arg(node.args[0], values.__getitem__))
+                continue
+            new = values[node] = graph.node_copy(node, values.__getitem__)
+            new.meta = node.meta
+            if node.op in ("call_module", "get_attr"):
+                new.target = f"part{i}.{node.target}"
+            elif node.op == "placeholder":
+                new.target = new.name
+                inputs.append(new.name)
+        names.append(tuple(inputs))
+    graph.output(tuple(results))
+    return GraphModule(root, graph, "Parts").eval(), names
+
+
+def assembly_of(graph: GraphModule) -> Assembly:
+    """That of a captured graph; a graph that nobody divided is the whole of itself."""
+    found: Assembly | None = graph.meta.get(ASSEMBLY)
+    if found is not None:
+        return found
+    names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
+    return Assembly(graph, (Part("", Call(dict.fromkeys(names), len(names)), 1, tuple(names), {}),))
+
+
+def _reason(error: Exception) -> str:
+    """What TorchScript's compiler says, and the line that it says it of."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    place = re.search(r'File "([^"]+)", line (\d+)', str(error))
+    first = lines[0].rstrip(":") if lines else type(error).__name__
+    return f"{first} ({place[1]}:{place[2]})" if place else first

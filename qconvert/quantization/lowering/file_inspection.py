@@ -1,0 +1,248 @@
+"""What is in a TorchScript file: operators, weights, coverage, what it needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from qconvert import torchscript
+from qconvert.models.execution import Executed, watch
+from qconvert.models.model_file import ModelFile
+from qconvert.quantization.kernels import DYNAMIC
+from qconvert.quantization.lowering import coverage
+from qconvert.quantization.lowering.engines import Need, needs
+from qconvert.quantization.lowering.file_graph import FileGraph, Form, read_graph
+from qconvert.records import Record
+
+# By kind: the shape of each result, and its multiply-accumulates where they are counted.
+_Ran = dict[str, list[tuple[tuple[int, ...], int | None]]]
+
+
+class FileCoverage(Record):
+    """Multiply-accumulates of one image. `counted` on the file's graph, or `told` by its manifest,
+    which knows shares only."""
+
+    source: Literal["counted", "told"]
+    shapes: tuple[tuple[int, ...], ...]
+    int8_macs_share: float
+    dynamic_macs_share: float
+    macs: int | None
+    boundaries: int | None
+    conversions: int | None
+
+
+class DrawnOperator(Record):
+    """A row of the file's graph. `reads` are numbers of rows, those of inputs below zero."""
+
+    name: str
+    kind: str
+    form: Form
+    shape: tuple[int, ...] | None
+    macs: int | None
+    reads: tuple[int, ...]
+    returns_int8: bool
+
+
+class FileInspection(Record):
+    """Everything that can be told of a file. `weights` are bytes by dtype, `why_uncounted` says why
+    there is no coverage."""
+
+    size_bytes: int
+    weights: dict[str, int]
+    operators: dict[Form, dict[str, int]]
+    coverage: FileCoverage | None
+    why_uncounted: str | None
+    needs: tuple[Need, ...]
+    warnings: tuple[str, ...]
+    graph: tuple[DrawnOperator, ...]
+    inputs: tuple[str, ...]
+    returned: tuple[int, ...]
+
+
+def inspect_file(file: ModelFile, shapes: Sequence[tuple[int, ...]] = ()) -> FileInspection:
+    """Reads a file's graph; runs it once on noise where the shapes of its inputs are known, from
+    `shapes` or its manifest."""
+    written = read_graph(file.module.inlined_graph)
+    operators = written.kinds()
+    frozen = _frozen(file.module)
+    drawn = written if frozen is None else _named(read_graph(frozen.graph), written, file.manifest)
+    known = tuple(shapes) or _shapes(file.manifest)
+    found = _told(file.manifest)
+    ran: _Ran = {}
+    why_not: str | None = (
+        "the height and width of its inputs are not told: give --shape 1,3,224,224"
+    )
+    if known:
+        try:
+            found, ran = _counted(frozen or file.module, known, file.manifest)
+            why_not = None
+        except Exception as error:  # whatever a stranger's model raises
+            why_not = f"it does not run on noise of shape {_said(known)}: {_last_line(error)}"
+    kinds = Counter({k: n for form in operators.values() for k, n in form.items()})
+    needed = needs(kinds, file.manifest)
+    return FileInspection(
+        size_bytes=file.size_bytes,
+        weights=file.weights,
+        operators=operators,
+        coverage=found,
+        why_uncounted=why_not,
+        needs=needed,
+        warnings=tuple(_warning(need) for need in needed if not need.here),
+        graph=_rows(drawn, ran),
+        inputs=drawn.inputs,
+        returned=_returned(drawn),
+    )
+
+
+def _frozen(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule | None:
+    """The module frozen, if it can be and is not."""
+    if not hasattr(module, "training"):  # freezing has removed it
+        return module
+    try:
+        return torchscript.freeze(module)
+    except Exception:  # control flow over submodules, or methods that write attributes
+        return None
+
+
+def _named(drawn: FileGraph, written: FileGraph, manifest: Mapping[str, Any] | None) -> FileGraph:
+    """With the names that freezing has removed: from the graph as it is written, or the manifest.
+
+    A layer that computes a sum stands later in a file than in its plan, but such layers are modules
+    and have kept their names; the order of the others is the same.
+    """
+    lines = (manifest or {}).get("operators") or []
+    try:
+        planned = [(str(kernel), str(name)) for name, _, kernel in lines if kernel is not None]
+    except (TypeError, ValueError):  # a manifest of another version
+        planned = []
+    direct = {o.kind for o in drawn.operators if o.name} | set(DYNAMIC.values())
+    told = [(kind, name) for kind, name in planned if kind not in direct]
+    return drawn.named(told or [(o.kind, o.name) for o in written.operators])
+
+
+def _shapes(manifest: Mapping[str, Any] | None) -> tuple[tuple[int, ...], ...]:
+    """Those of a manifest, for one image; empty where the images' size is not in it."""
+    found = []
+    for entry in (manifest or {}).get("inputs") or ():
+        batch, *shape = entry["shape"]
+        steps = (manifest or {}).get("preprocess") or {}
+        size = steps.get("crop") or steps.get("resize")
+        if None in shape and len(shape) == 3 and isinstance(size, (int, list)):
+            sides = size if isinstance(size, list) else [size, size]
+            shape[1:] = [side or other for side, other in zip(shape[1:], sides, strict=True)]
+        if None in shape:
+            return ()
+        found.append((batch or 1, *shape))
+    return tuple(found)
+
+
+def _counted(
+    module: torch.jit.ScriptModule,
+    shapes: tuple[tuple[int, ...], ...],
+    manifest: Mapping[str, Any] | None,
+) -> tuple[FileCoverage, _Ran]:
+    """Coverage, and shape and multiply-accumulates of every operator that ran, by its kind."""
+    example = _noise(shapes, manifest)
+    found = coverage.count(module, example)
+    sizes: dict[str, list[tuple[int, ...]]] = {}
+
+    def visit(executed: Executed) -> None:
+        sizes.setdefault(executed.kind, []).append(tuple(executed.output.shape))
+
+    watch(module, example, visit)
+    work: dict[str, list[int]] = {}
+    for counted in found.counted:
+        work.setdefault(counted.kernel, []).append(counted.macs)
+    ran: _Ran = {}
+    for kind, made in sizes.items():
+        macs = work.get(kind, ())
+        known: Sequence[int | None] = macs if len(macs) == len(made) else [None] * len(made)
+        ran[kind] = list(zip(made, known, strict=True))
+    images = max(1, shapes[0][0])
+    return FileCoverage(
+        source="counted",
+        shapes=shapes,
+        int8_macs_share=found.int8_macs_share,
+        dynamic_macs_share=found.dynamic_macs / found.macs if found.macs else 0.0,
+        macs=found.macs // images,
+        boundaries=found.boundaries,
+        conversions=found.conversions,
+    ), ran
+
+
+def _noise(shapes: tuple[tuple[int, ...], ...], manifest: Mapping[str, Any] | None) -> list[Tensor]:
+    """The same each time; an input that is no float is zero."""
+    entries = (manifest or {}).get("inputs") or [{}] * len(shapes)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for shape, entry in zip(shapes, entries, strict=False):
+        dtype = getattr(torch, entry.get("dtype", "float32"), torch.float32)
+        noise = torch.rand(shape, generator=generator)
+        found.append(
+            noise.to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+        )
+    return found
+
+
+def _told(manifest: Mapping[str, Any] | None) -> FileCoverage | None:
+    share = (manifest or {}).get("int8_macs")
+    if not isinstance(share, (int, float)):
+        return None
+    return FileCoverage(
+        source="told",
+        shapes=(),
+        int8_macs_share=share,
+        dynamic_macs_share=(manifest or {}).get("dynamic_macs", 0.0),
+        macs=None,
+        boundaries=None,
+        conversions=None,
+    )
+
+
+def _rows(drawn: FileGraph, ran: _Ran) -> tuple[DrawnOperator, ...]:
+    """The operators outside of control flow, which is a row by itself.
+
+    What ran is known by its kind, so an operator's shape is told where as many ran as are there.
+    """
+    outside = [i for i, operator in enumerate(drawn.operators) if operator.depth == 0]
+    numbers = {old: new for new, old in enumerate(outside)}
+    there = Counter(drawn.operators[i].kind for i in outside)
+    queues = {kind: iter(runs) for kind, runs in ran.items() if len(runs) == there[kind]}
+    rows = []
+    for i in outside:
+        operator = drawn.operators[i]
+        shape, macs = next(queues[operator.kind]) if operator.kind in queues else (None, None)
+        rows.append(
+            DrawnOperator(
+                name=operator.name,
+                kind=operator.kind,
+                form=operator.form,
+                shape=shape,
+                macs=macs,
+                reads=tuple(numbers.get(j, j) for j in operator.reads if j < 0 or j in numbers),
+                returns_int8=operator.returns_int8,
+            )
+        )
+    return tuple(rows)
+
+
+def _returned(drawn: FileGraph) -> tuple[int, ...]:
+    outside = [i for i, operator in enumerate(drawn.operators) if operator.depth == 0]
+    return tuple(new for new, old in enumerate(outside) if old in drawn.returned)
+
+
+def _warning(need: Need) -> str:
+    return f"not here: {need.what} ({need.operators} operators): {need.remark}"
+
+
+def _said(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " and ".join(" x ".join(map(str, shape)) for shape in shapes)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("RuntimeError: ") if lines else type(error).__name__
