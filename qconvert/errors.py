@@ -230,11 +230,15 @@ class ConversionError(QConvertError):
 
 
 class UntraceableError(ConversionError):
-    """torch.fx cannot trace the model: its code depends on the values of tensors. The line of your
-    code is shown."""
+    """torch.fx cannot trace the model's code, which depends on what is in the tensors, and nothing
+    below it can be converted, or `model.scripted` does not list it. The line of your code is
+    shown."""
 
     name = "untraceable"
-    remedy = "make this line independent of the tensors' values and shapes"
+    remedy = (
+        "move the layers into modules of their own, which this code calls; or, if it goes the same "
+        "way for all images, write `model.fixed: all`"
+    )
 
 
 class UnsupportedError(ConversionError):

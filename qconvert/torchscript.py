@@ -54,7 +54,9 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModul
     with quiet(), torch.no_grad():
         try:
             # Not strict: a model may return a dict or a list.
-            return torch.jit.trace(module.eval(), tuple(example), check_trace=False, strict=False)
+            if module.training:  # what was compiled for evaluation alone cannot be told again
+                module.eval()
+            return torch.jit.trace(module, tuple(example), check_trace=False, strict=False)
         except RuntimeError as error:
             # Without the values of all tensors, which torch prints.
             reason = re.sub(r" \(.*\) (?=of traced region)", " ", str(error), flags=re.DOTALL)
@@ -84,7 +86,6 @@ def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         if name and part._c._has_method("__setstate__")
     ]
     with quiet(), torch.no_grad():
-        # What was compiled for evaluation alone cannot be told to evaluate.
         return torch.jit.freeze(module.eval() if module.training else module, preserved_attrs=kept)
 
 

@@ -20,7 +20,10 @@ _WARM_UP_CALLS = 3
 _FEWEST_ROUNDS = 11
 # A float form that is slower than the fastest by this factor after so many rounds is out.
 _FEWEST_TO_DROP = 3
+_FEWEST_TO_CHOOSE = 5
 _SLOW = 1.3
+# To fill its caches costs such a call nothing that could be seen.
+_LONG_S = 0.05
 # The share of the time that chooses the fastest float form.
 _CHOOSING = 0.35
 
@@ -91,7 +94,7 @@ def _measure(
 ) -> dict:
     medians = _medians(float_forms, inputs, 0.0, _FEWEST_TO_DROP)
     hopeful = {n: f for n, f in float_forms.items() if medians[n] < _SLOW * min(medians.values())}
-    medians |= _medians(hopeful, inputs, seconds * _CHOOSING, _FEWEST_ROUNDS)
+    medians |= _medians(hopeful, inputs, seconds * _CHOOSING, _FEWEST_TO_CHOOSE)
     fastest = min(medians, key=lambda name: medians[name])
     models = {"float": float_forms[fastest], **others}
     return {
@@ -100,6 +103,15 @@ def _measure(
         "forms": {"float": fastest, **dict.fromkeys(others, "as saved")},
         "calls_s": _rounds(models, inputs, seconds * (1 - _CHOOSING), _FEWEST_ROUNDS),
     }
+
+
+def _warmed_up(model: Model, inputs: Inputs) -> float:
+    """Seconds of the last call."""
+    start = 0.0
+    for _ in range(_WARM_UP_CALLS):
+        start = time.perf_counter()
+        model(*inputs)
+    return time.perf_counter() - start
 
 
 def _medians(
@@ -113,17 +125,16 @@ def _rounds(
     models: dict[str, Model], inputs: Inputs, seconds: float, fewest: int
 ) -> dict[str, list[float]]:
     """Seconds of each call; the models take turns, and the order turns round every time."""
-    for model in models.values():
-        for _ in range(_WARM_UP_CALLS):
-            model(*inputs)
+    slow = {name: _warmed_up(model, inputs) > _LONG_S for name, model in models.items()}
     calls: dict[str, list[float]] = {name: [] for name in models}
     order = list(models)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(calls[order[0]]) < fewest:
         order.reverse()
         for name in order:
-            # The call before a timed one is the same model's: caches are its own.
-            models[name](*inputs)
+            if not slow[name]:
+                # The call before a timed one is the same model's: caches are its own.
+                models[name](*inputs)
             start = time.perf_counter()
             models[name](*inputs)
             calls[name].append(time.perf_counter() - start)

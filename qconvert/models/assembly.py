@@ -3,23 +3,23 @@ them back into the model, in Python or in TorchScript."""
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
 from qconvert import torchscript
 from qconvert.errors import UnsupportedError
-from qconvert.models.division import Divided, Kept, Piece
+from qconvert.models.adapter import adapter
+from qconvert.models.calls import Call, sharing
+from qconvert.models.division import Kept
 from qconvert.models.execution import float_macs_in
-from qconvert.models.operators import NAME
-from qconvert.models.tracing import Call, sharing
+from qconvert.models.parts import part_of
 
 # Where a captured graph holds its assembly, and a node how often its part is called for one image.
 ASSEMBLY, CALLS = "assembly", "calls"
@@ -64,7 +64,11 @@ class Assembly:
 
     def original_bodies(self) -> list[nn.Module]:
         """The parts as the user wrote them, which take the tensors of their calls."""
-        return [_Flat(sharing(self.model.get_submodule(p.path)), p.call) for p in self.parts]
+        modules = [sharing(self.model.get_submodule(part.path)) for part in self.parts]
+        return [
+            _Flat(module, part.call).eval()
+            for module, part in zip(modules, self.parts, strict=True)
+        ]
 
     def __deepcopy__(self, memo: Any) -> Assembly:
         return self  # nothing in it changes
@@ -101,7 +105,7 @@ class Assembly:
         output = next(n for n in graph.graph.nodes if n.op == "output")
         results = output.args[0] if len(self.parts) > 1 else (output.args[0],)
         return [
-            _extracted(graph, part.placeholders, result)
+            part_of(graph, part.placeholders, result)
             for part, result in zip(self.parts, results, strict=True)
         ]
 
@@ -137,7 +141,7 @@ class Assembly:
 
     def _scripted(self, bodies: Sequence[nn.Module]) -> torch.jit.ScriptModule:
         def called(part: Part, body: nn.Module) -> nn.Module:
-            return _adapter(part.call, torchscript.trace(body, part.call.tensors))
+            return adapter(part.call, torchscript.trace(body, part.call.tensors))
 
         top = _Putting(self, bodies, called, self._compiled).model()
         if self.parts[0].path == "":
@@ -234,147 +238,6 @@ class _Flat(nn.Module):
         """What the module returns."""
         args, kwargs = self._call.with_tensors(tensors).split()
         return self.module(*args, **kwargs)
-
-
-def _adapter(call: Call, body: torch.jit.ScriptModule) -> GraphModule:
-    """A module for TorchScript that is called as the part was, and gives the tensors to `body`."""
-    graph = Graph()
-    tensors: list[Node] = []
-    placeholders = [
-        (graph.placeholder(name, type_expr=_annotation(value)), value)
-        for name, value in call.named.items()
-    ]
-    for node, value in placeholders:
-        _take(graph, node, value, tensors)
-    graph.output(graph.call_module("body", tuple(tensors)))
-    root = nn.Module()
-    root.add_module("body", body)
-    return GraphModule(root, graph, "Part").eval()
-
-
-def _take(graph: Graph, node: Node, value: Any, tensors: list[Node]) -> None:
-    if isinstance(value, Tensor):
-        tensors.append(node)
-    elif isinstance(value, (list, tuple)):
-        if isinstance(value, list):
-            length = graph.call_function(len, (node,))
-            same = graph.call_function(_same, (length, len(value)))
-            graph.call_function(torch._assert, (same, f"{len(value)} tensors are read"))
-        for i, item in enumerate(value):
-            _take(graph, graph.call_function(_item, (node, i)), item, tensors)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _take(graph, graph.call_function(_item, (node, key)), item, tensors)
-
-
-# torch.fx writes these as `a[i]` and `a == b`, which TorchScript compiles.
-_item, _same = operator.getitem, operator.eq
-
-
-def _annotation(value: Any) -> Any:
-    """The type that TorchScript gives to an argument like this one."""
-    if isinstance(value, Tensor):
-        return Tensor
-    if isinstance(value, tuple):
-        return tuple[tuple(map(_annotation, value))]  # type: ignore[misc]
-    if isinstance(value, list):
-        return list[_annotation(value[0])] if value else list[Tensor]  # type: ignore[misc]
-    if isinstance(value, Mapping):
-        return dict[str, Tensor]
-    return Optional[Tensor] if value is None else type(value)  # noqa: UP045 (TorchScript's)
-
-
-def _extracted(graph: GraphModule, placeholders: Sequence[str], result: Any) -> GraphModule:
-    """The part of a graph that computes `result`, with these inputs."""
-    needed: set[Node] = set()
-    waiting: list[Node] = []
-    torch.fx.node.map_arg(result, waiting.append)
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting.extend(node.all_input_nodes)
-    new = Graph()
-    by_name = {node.name: node for node in graph.graph.nodes}
-    values = {by_name[name]: new.placeholder(name) for name in placeholders}
-    for node in graph.graph.nodes:
-        if node in needed and node not in values:
-            values[node] = new.node_copy(node, values.__getitem__)
-            values[node].name = node.name
-    for node, copied in values.items():
-        copied.meta = node.meta
-    new.output(torch.fx.node.map_arg(result, values.__getitem__))
-    return GraphModule(graph, new, "Part").eval()
-
-
-def merged(model: nn.Module, example: Sequence[Tensor], divided: Divided) -> GraphModule:
-    """The graphs of all parts as one, which returns the tuple of what they return; with one part,
-    its own graph. The assembly is in its `meta`."""
-    pieces = divided.pieces
-    if len(pieces) == 1:
-        (piece,) = pieces
-        graph, targets = piece.graph, [{_within(piece, path): path for path in piece.kept}]
-        names = [tuple(n.name for n in graph.graph.nodes if n.op == "placeholder")]
-    else:
-        graph, names = _united(pieces)
-        graph.meta["removed"] = tuple(
-            f"{piece.path}.{name}".lstrip(".")
-            for piece in pieces
-            for name in piece.graph.meta["removed"]
-        )
-        targets = [
-            {f"part{i}.{_within(piece, path)}": path for path in piece.kept}
-            for i, piece in enumerate(pieces)
-        ]
-    reasons = {kept.path: kept.reason for kept in divided.kept}
-    for piece in pieces:
-        _mark(piece, reasons)
-    parts = tuple(
-        Part(piece.path, piece.call, piece.calls, names[i], targets[i])
-        for i, piece in enumerate(pieces)
-    )
-    graph.meta[ASSEMBLY] = Assembly(
-        model, parts, tuple(example), tuple(divided.kept), tuple(divided.sized)
-    )
-    return graph
-
-
-def _within(piece: Piece, path: str) -> str:
-    return path.removeprefix(piece.path).lstrip(".")
-
-
-def _mark(piece: Piece, reasons: Mapping[str, str]) -> None:
-    """The operators' names are those of the whole model; kept modules have their reasons."""
-    within = {_within(piece, path): path for path in piece.kept}
-    for node in piece.graph.graph.nodes:
-        node.meta[CALLS] = piece.calls
-        if node.op == "call_module" and str(node.target) in within:
-            node.meta[AS_WRITTEN] = reasons[within[str(node.target)]]
-        if NAME in node.meta and piece.path:
-            node.meta[NAME] = f"{piece.path}.{node.meta[NAME]}"
-
-
-def _united(pieces: Sequence[Piece]) -> tuple[GraphModule, list[tuple[str, ...]]]:
-    root, graph = nn.Module(), Graph()
-    results, names = [], []
-    for i, piece in enumerate(pieces):
-        root.add_module(f"part{i}", piece.graph)
-        values: dict[Node, Node] = {}
-        inputs = []
-        for node in piece.graph.graph.nodes:
-            if node.op == "output":
-                results.append(torch.fx.node.map_arg(node.args[0], values.__getitem__))
-                continue
-            new = values[node] = graph.node_copy(node, values.__getitem__)
-            new.meta = node.meta
-            if node.op in ("call_module", "get_attr"):
-                new.target = f"part{i}.{node.target}"
-            elif node.op == "placeholder":
-                new.target = new.name
-                inputs.append(new.name)
-        names.append(tuple(inputs))
-    graph.output(tuple(results))
-    return GraphModule(root, graph, "Parts").eval(), names
 
 
 def assembly_of(graph: GraphModule) -> Assembly:

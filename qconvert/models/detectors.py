@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Dict, List  # noqa: UP035 (TorchScript's names)
 
-import torch
 from torch import Tensor, nn
 
 _ROOM = "torchvision.models.detection."
@@ -32,6 +31,7 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> List[Dict[str, Tensor]]:  # noqa: UP006
         """The detections of each image."""
-        if torch.jit.is_scripting():
-            return self.model(list(images.unbind(0)))[1]
-        return self.model(list(images.unbind(0)))
+        result = self.model(list(images.unbind(0)))
+        if isinstance(result, tuple):  # in TorchScript, where the losses come first
+            return result[1]
+        return result

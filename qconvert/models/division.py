@@ -20,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from qconvert.errors import QConfigError, UnsupportedError, UntraceableError, did_you_mean
 from qconvert.images.preprocess import shapes_of
+from qconvert.models.calls import Call, is_plain
 from qconvert.models.normal_form import has_layers
 from qconvert.models.operators import quantizable
-from qconvert.models.tracing import Call, Stop, Traced, is_plain, traced
+from qconvert.models.tracing import Stop, Traced, traced
 
 # After so many modules of one class that could not be traced, the others of it are not tried.
 _TRIED = 3

@@ -20,8 +20,9 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from qconvert.errors import ModelInputError, UnsupportedError
 from qconvert.images.preprocess import shapes_of
-from qconvert.models.assembly import merged
+from qconvert.models.calls import copied
 from qconvert.models.division import Piece, Wishes, divide
+from qconvert.models.merging import merged
 from qconvert.models.normal_form import (
     all_outside,
     functions_to_modules,
@@ -39,7 +40,6 @@ from qconvert.models.regrouping import (
     chunks_to_narrows,
     paddings_into_convolutions,
 )
-from qconvert.models.tracing import copied
 
 # Where the removed names are in `graph.meta`.
 REMOVED = "removed"

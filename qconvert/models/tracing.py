@@ -7,12 +7,9 @@ answer that holds for all images: it stops the trace, in the module whose code a
 
 from __future__ import annotations
 
-import copy
-import inspect
-import math
 import operator
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, Proxy, Tracer
-from torch.nn.utils import parametrize
-from torch.utils import _pytree as pytree
 
-from qconvert.errors import UnsupportedError
+from qconvert.models.calls import Call, is_plain, sharing
+from qconvert.models.proxies import SizedProxy
 from qconvert.user_code import place_in
 
 # Modules that hold stubs of eager-mode quantization, which are the boundaries that its author drew.
@@ -41,53 +37,6 @@ class Stop(Exception):  # noqa: N818 (an event, which is often no error)
         self.reason = reason
         self.place = place
         super().__init__(f"{reason}{place}")
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of a module: its arguments by name, and which of them were given by position."""
-
-    named: dict[str, Any]
-    positional: int
-
-    @classmethod
-    def of(cls, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """Arguments of a `*args` are named after it, with their number."""
-        signature = inspect.signature(module.forward)
-        names = list(signature.parameters)
-        last = signature.parameters[names[-1]] if names else None
-        many = names.pop() if last and last.kind is inspect.Parameter.VAR_POSITIONAL else ""
-        named = {
-            names[i] if i < len(names) else f"{many}_{i - len(names)}": value
-            for i, value in enumerate(args)
-        }
-        return cls({**named, **kwargs}, len(args))
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors of the arguments, in order."""
-        found = pytree.tree_leaves(list(self.named.values()))
-        return tuple(leaf for leaf in found if isinstance(leaf, Tensor))
-
-    @property
-    def form(self) -> str:
-        """Equal for calls that differ in the tensors alone."""
-        return str(pytree.tree_map_only(Tensor, lambda x: "tensor", self.named))
-
-    def in_order_of(self, other: Call) -> Call:
-        """The arguments that another call of the module has, in its order."""
-        return Call({name: self.named[name] for name in other.named}, other.positional)
-
-    def with_tensors(self, tensors: Sequence[Any]) -> Call:
-        """The same call of other tensors."""
-        given = iter(tensors)
-        named = pytree.tree_map_only(Tensor, lambda _: next(given), self.named)
-        return Call(named, self.positional)
-
-    def split(self) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments by position, and those by name."""
-        items = list(self.named.items())
-        return [value for _, value in items[: self.positional]], dict(items[self.positional :])
 
 
 @dataclass(frozen=True)
@@ -187,7 +136,7 @@ class _Tracer(Tracer):
                 return node.target(*args, **kwargs)  # type: ignore[operator]
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            result = self.root.get_submodule(str(node.target))(*args, **kwargs)  # type: ignore[union-attr]
+            result = self.root.get_submodule(str(node.target))(*args, **kwargs)
         if str(node.target) in self._whole and not is_plain(result):
             raise Stop(
                 self.path, f"`{node.target}` returns {type(result).__name__}, no tensors", ""
@@ -212,7 +161,7 @@ class _Tracer(Tracer):
         return any(source in self._data_sized for source in node.all_input_nodes)
 
     def proxy(self, node: Node) -> Proxy:
-        return _Proxy(node, self)
+        return SizedProxy(node, self)
 
     def value(self, proxy: Proxy, what: str) -> Any:
         """What a traced value was for the example, for Python code that must know it now.
@@ -274,79 +223,6 @@ _DATA_SIZED = frozenset({
 })  # fmt: skip
 
 
-class _Proxy(Proxy):
-    """A traced value: `x += 1` changes it, as it does for a tensor, and sizes have answers."""
-
-    tracer: _Tracer
-
-    def __getattr__(self, k: str) -> Any:
-        return _Attribute(self, k)
-
-    def __iadd__(self, other: Any) -> Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
-    def __ceil__(self) -> Proxy:
-        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
-
-    def __floor__(self) -> Proxy:
-        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
-
-    def __len__(self) -> int:
-        return self.tracer.length(self)
-
-    def __index__(self) -> int:
-        return int(self.tracer.value(self, "for a whole number"))
-
-    def __int__(self) -> int:
-        return int(self.tracer.value(self, "for a number"))
-
-    def __float__(self) -> float:
-        return float(self.tracer.value(self, "for a number"))
-
-    def __contains__(self, item: Any) -> bool:
-        return item in self.tracer.value(self, "what it contains")
-
-
-class _Attribute(_Proxy):
-    """`x.shape`, or the method `x.size`: a node is made where it is used."""
-
-    def __init__(self, root: Proxy, attr: str) -> None:
-        self.root = root
-        self.attr = attr
-        self.tracer = root.tracer  # type: ignore[assignment]
-        self._node: Node | None = None
-
-    @property
-    def node(self) -> Node:  # type: ignore[override]
-        if self._node is None:
-            self._node = self.tracer.create_proxy(
-                "call_function", getattr, (self.root, self.attr), {}
-            ).node
-        return self._node
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Proxy:
-        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is of tensors, numbers and text, in tuples, lists and dicts: what TorchScript
-    can hand from one module to another."""
-    if isinstance(value, (tuple, list)):
-        return all(map(is_plain, value))
-    if isinstance(value, Mapping):
-        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
-    return value is None or isinstance(value, (Tensor, bool, int, float, str))
-
-
 def stopped(path: str, error: Exception) -> Stop:
     """The stop that an error in the code of the module at `path` is."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -358,35 +234,6 @@ def _frames_inside() -> list[traceback.FrameSummary]:
     """Those that run now, from the trace's begin on."""
     stack = traceback.extract_stack()
     return stack[1 + max(i for i, f in enumerate(stack) if f.name == traced.__name__) :]
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A copy whose weights are plain tensors: parametrizations are computed once.
-
-    Raises UnsupportedError when the module cannot be copied.
-    """
-    try:
-        module = copy.deepcopy(module)
-        for owner in list(module.modules()):
-            if parametrize.is_parametrized(owner):
-                # The copy shares its class, which holds the weight, with the user's module.
-                shared = type(owner)
-                owner.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
-                for name in list(owner.parametrizations):  # type: ignore[arg-type]
-                    parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
-    except Exception as error:
-        raise UnsupportedError(
-            f"the model cannot be copied: {error}",
-            where="model.source",
-            fix="undo torch.nn.utils.weight_norm and the like (remove_weight_norm) in the source",
-        ) from error
-    return module
-
-
-def sharing(module: nn.Module) -> nn.Module:
-    """A copy that shares its tensors."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def traced(

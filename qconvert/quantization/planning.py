@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from qconvert.models.assembly import CALLS
 from qconvert.models.fusion import FusedModel
@@ -18,7 +19,7 @@ from qconvert.models.operators import (
 )
 from qconvert.qconfig import QuantizationSection
 from qconvert.quantization import costs, rules
-from qconvert.quantization.calibration import Calibration
+from qconvert.quantization.calibration import Calibration, observed_values
 from qconvert.quantization.costs import Costs
 from qconvert.quantization.deciding import Decision, decide
 from qconvert.quantization.kernels import dynamic_kernel, static_kernel
@@ -50,9 +51,19 @@ def make_plan(
     """
     asked = asked_for(model, section)
     chosen = measured or costs.table(section.isa)
-    units = units_of(model, section, asked, split_pairs(model, asked), chosen)
+    split = split_pairs(model, asked)
+    units = units_of(model, section, asked, split, chosen)
+    never = observed_values(model, split) - calibration.tensors.keys()
+    units = [unit if not never else _without_ranges(unit, never) for unit in units]
     decisions = decide(model, units, section, chosen)
     return written(model, calibration, section, units, decisions)
+
+
+def _without_ranges(unit: Unit, never: set[str]) -> Unit:
+    """Code that is kept may call a part for some images only."""
+    if not never & {unit.value.name, *(source.name for source in unit.inputs)}:
+        return unit
+    return replace(unit, lowerings=(), impossible="no calibration image reaches it")
 
 
 def written(

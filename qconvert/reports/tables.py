@@ -32,6 +32,11 @@ def all_tables(report: Report) -> list[Table]:
         *latency_tables(report.latency),
         size_table(report),
     ]
+    if report.kept:
+        kept = tuple((module.name, module.reason) for module in report.kept)
+        tables.append(
+            Table("As written, in float (not traced)", ("module", "reason"), kept, words=True)
+        )
     if report.coverage.in_float:
         rows = tuple((o.name, o.kind, o.reason) for o in report.coverage.in_float)
         tables.append(Table("In float", ("operator", "kind", "reason"), rows, words=True))

@@ -60,7 +60,7 @@ def make_report(session: Session) -> Report:
         coverage=coverage,
         kept=tuple(KeptCode(**kept) for kept in converted["kept"]),
         parts_sqnr_db=converted["parts_sqnr_db"],
-        notes=tuple(notes(session, accuracy, latency)),
+        notes=tuple(notes(session, converted, accuracy, latency)),
         digests=converted["files"],
         qconfig=with_relative_paths(config, session.config_path.resolve().parent),
     )
@@ -85,7 +85,9 @@ def coverage_of(converted: dict[str, Any]) -> Int8Share:
     )
 
 
-def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> list[str]:
+def notes(
+    session: Session, converted: dict[str, Any], accuracy: Comparison, latency: list[Latency]
+) -> list[str]:
     """What a reader must know to trust the figures."""
     found = []
     if session.judged_on_calibration_images:
@@ -100,6 +102,15 @@ def notes(session: Session, accuracy: Comparison, latency: list[Latency]) -> lis
             found.append(f"{images.skipped} {role} images could not be read and were skipped.")
     if accuracy.top1 is None:
         found.append(_no_top1(session, accuracy))
+    if converted["parts_sqnr_db"] is not None:
+        found.append(
+            f"The converted parts have {converted['parts_sqnr_db']:.1f} dB of SQNR, each on the "
+            "inputs that it has in the float model."
+        )
+    found += [
+        f"The file calls operators of {name}: `import {name}` before `torch.jit.load`."
+        for name in converted["needs"]
+    ]
     if not here().vnni and session.config.quantization.isa == "vnni":
         found.append("This CPU has no VNNI and the file is made for CPUs that have it.")
     found.extend(_busy(latency))

@@ -94,12 +94,14 @@ def make_fused(session: Session) -> dict[str, Any]:
         "refused": [{"operator": r.operator, "reason": r.reason} for r in fused.refused],
         "removed": list(fused.removed),
         "kept": [{"name": kept.name, "reason": kept.reason} for kept in fused.kept],
-        "sized": [place.strip(" ()") for place in fused.assembly.sized],
+        "sized": [place[2:-1] or "code of torch" for place in fused.assembly.sized],
         "largest_difference": difference,
         "tolerance": tolerance,
         "weights": _weights_digest(session),
         LIBRARY_PREPROCESS: session.library_preprocess,
     }
+    for line in kept_lines(content):
+        session.voice.say(f"fuse: {line}")
     return workspace.write_record(RECORD, _key(session, code), (FLOAT, FUSED), content)
 
 
@@ -117,6 +119,22 @@ def _measured(session: Session, outputs: dict[str, Tensor], detections: bool) ->
     if detections and section.output is None:
         return Measured(name, shape, answers=False, detections=True)
     return Measured(name, shape, are_answers(outputs[name], section.answers))
+
+
+def kept_lines(record: dict[str, Any]) -> list[str]:
+    """What a user must know of code that is not, or not for all sizes, converted."""
+    lines = [
+        f"as written, in float: {kept['name']}: torch.fx cannot trace its code: {kept['reason']}; "
+        "the modules that it calls are converted"
+        for kept in record["kept"]
+    ]
+    if lines:
+        lines.append(
+            "if that code goes the same way for all images, `model.fixed` with these names (or "
+            "`fixed: all`) converts it too; `model.scripted` with them refuses any more of it"
+        )
+    lines += [f"as for the example's size: {place}" for place in record["sized"]]
+    return lines
 
 
 def fused_digest(record: dict[str, Any]) -> str:
@@ -277,5 +295,9 @@ def _result(model: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
 def _weights_digest(session: Session) -> str:
     digests = hashlib.sha256()
     for name, value in sorted(session.fused.graph.state_dict().items()):
-        digests.update(name.encode() + value.contiguous().numpy().tobytes())
+        digests.update(name.encode())
+        if isinstance(value, Tensor) and not value.is_quantized:
+            digests.update(value.contiguous().numpy().tobytes())
+        else:  # what the user has quantized, and its parameters
+            digests.update(repr(value).encode())
     return digests.hexdigest()

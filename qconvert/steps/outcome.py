@@ -124,6 +124,7 @@ def run_fuse(session: Session) -> Outcome:
         f"largest difference from the original on {len(session.proofs)} real images: "
         f"{record['largest_difference']:.1e} of the largest output "
         f"(tolerance {record['tolerance']:.0e})",
+        *fuse_step.kept_lines(record),
         *refused,
     )
     names = (fuse_step.FLOAT, fuse_step.FUSED, fuse_step.RECORD)
@@ -166,8 +167,9 @@ def run_convert(session: Session) -> Outcome:
         f"{' and '.join(map(str, verification['batch_sizes']))}: largest difference "
         f"{verification['largest_difference']:.1e} of the largest output",
         _size_line(record),
+        *fuse_step.kept_lines(session.workspace.read(fuse_step.RECORD) or {}),
         *_in_float(coverage.in_float),
-        *benchmark_step.notes(session, accuracy, latency),
+        *benchmark_step.notes(session, record, accuracy, latency),
     )
     names = (convert_step.PLAN, convert_step.INT8, convert_step.RECORD)
     tables = (accuracy_table(accuracy, "int8"), *latency_tables(latency))

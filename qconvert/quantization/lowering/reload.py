@@ -2,9 +2,10 @@
 
     python reload.py MODEL INPUTS OUTPUTS [PACKAGE ...]
 
-Imports the packages that the file needs, loads a TorchScript file with plain `torch.jit.load`, runs it on each tuple of INPUTS (a list
-saved by torch.save) and writes the list of results to OUTPUTS, or in the place of a result what the
-model raised, as text. Imports nothing of qconvert, sets nothing.
+Imports the packages that the file needs, loads a TorchScript file with plain `torch.jit.load`, runs
+it on each tuple of INPUTS (a list saved by torch.save) and writes the list of results to OUTPUTS,
+or in the place of a result what the model raised, as text. Imports nothing of qconvert, sets
+nothing.
 """
 
 import importlib
