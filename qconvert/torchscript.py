@@ -131,6 +131,17 @@ def load(source: Path | bytes, extra: dict[str, str] | None = None) -> torch.jit
 _EXTENSIONS = ("torchvision", "torchaudio")
 
 
+@contextmanager
+def unoptimized() -> Iterator[None]:
+    """TorchScript runs what is written in a file, also what it would compute once for two."""
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    try:
+        yield
+    finally:
+        torch._C._set_graph_executor_optimize(before)
+
+
 def needs(module: torch.jit.ScriptModule) -> tuple[str, ...]:
     """The packages that must be imported before the module's file can be loaded."""
     names = {node.kind().partition("::")[0] for node in _nodes(module.inlined_graph)}

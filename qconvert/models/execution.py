@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qconvert import torchscript
+
 _CONVOLUTIONS = (
     "aten::_convolution",
     "aten::_convolution_mode",
@@ -60,7 +62,7 @@ def watch(
     """Runs a model and shows every operator that computes a tensor to `visit`; returns what the
     model does. Values are not kept."""
     # In inference mode operators are seen as they are written, not as what they are made of.
-    with torch.inference_mode(), _Watching(visit):
+    with torchscript.unoptimized(), torch.inference_mode(), _Watching(visit):
         return model(*inputs)
 
 

@@ -315,7 +315,5 @@ def multiply_accumulates(graph: GraphModule, node: Node) -> int:
     weight = module_of(graph, node).weight
     counted = tensor_inputs(node)[0] if kind in TRANSPOSED else node
     channels_axis = 1 if kind != "linear" else -1
-    elements = 1
-    for size in shape_of(counted)[1:]:
-        elements *= size
-    return elements * weight.numel() // shape_of(counted)[channels_axis]
+    # Axis 0 too: of one image there may be several windows or boxes.
+    return prod(shape_of(counted)) * weight.numel() // shape_of(counted)[channels_axis]

@@ -107,6 +107,11 @@ def notes(
             f"The converted parts have {converted['parts_sqnr_db']:.1f} dB of SQNR, each on the "
             "inputs that it has in the float model."
         )
+    if given := converted["given"]:
+        found.append(
+            f"{len(given)} operators are quantized in the source already and are left alone: "
+            f"{', '.join(given[:3])}{', …' if len(given) > 3 else ''}."
+        )
     found += [
         f"The file calls operators of {name}: `import {name}` before `torch.jit.load`."
         for name in converted["needs"]

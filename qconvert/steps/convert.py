@@ -112,8 +112,9 @@ def _content(
         "float_operators": [
             {"name": o.name, "kind": o.kind, "reason": o.reason}
             for o in plan.operators
-            if o.precision in ("float32", "given")
+            if o.precision == "float32"
         ],
+        "given": [o.name for o in plan.operators if o.precision == "given"],
     }
 
 
