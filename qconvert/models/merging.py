@@ -57,8 +57,9 @@ def _mark(piece: Piece, reasons: Mapping[str, str]) -> None:
         node.meta[CALLS] = piece.calls
         if node.op == "call_module" and str(node.target) in within:
             node.meta[AS_WRITTEN] = reasons[within[str(node.target)]]
-        if NAME in node.meta and piece.path:
-            node.meta[NAME] = f"{piece.path}.{node.meta[NAME]}"
+        if NAME in node.meta:
+            name = f"{piece.path}.{node.meta[NAME]}".strip(".")
+            node.meta[NAME] = name or node.name
 
 
 def _united(pieces: Sequence[Piece]) -> tuple[GraphModule, list[tuple[str, ...]]]:

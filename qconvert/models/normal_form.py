@@ -118,7 +118,8 @@ def functions_to_modules(graph: GraphModule) -> None:
         graph.add_submodule(path, module)
         with graph.graph.inserting_before(node):
             new = graph.graph.call_module(path, (argument(node, 0, "input"),))
-        new.meta = {**node.meta, NAME: owner or path}
+        # Without an owner it is the model itself, or a part, which `merging` names.
+        new.meta = {**node.meta, NAME: owner}
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
 

@@ -80,10 +80,6 @@ def _build(section: ModelSection) -> FloatModel:
         notes = load_checkpoint(module, section.checkpoint, section.checkpoint_key)
     if is_detector(module):
         module = Detector(module)
-        notes = (
-            *notes,
-            "torchvision's detection model is given a batch: its modules are `model.…`",
-        )
     module = module.eval().float().requires_grad_(False)
     code = {} if library else imports.digests()
     known = library.preprocess(module, section.kwargs) if library else {}

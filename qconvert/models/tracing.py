@@ -233,7 +233,8 @@ def stopped(path: str, error: Exception) -> Stop:
 def _frames_inside() -> list[traceback.FrameSummary]:
     """Those that run now, from the trace's begin on."""
     stack = traceback.extract_stack()
-    return stack[1 + max(i for i, f in enumerate(stack) if f.name == traced.__name__) :]
+    begins = [i for i, f in enumerate(stack) if (f.name, f.filename) == ("traced", __file__)]
+    return stack[1 + begins[-1] :]
 
 
 def traced(

@@ -14,6 +14,8 @@ from qconvert.images.decode import decode, size_of
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.labels import is_table, read_classes
 from qconvert.images.preprocess import Preprocessed
+from qconvert.measurement.detections import KEYS
+from qconvert.models.detectors import Detector
 from qconvert.models.graph import required_inputs
 from qconvert.models.outputs import are_answers, choose, tensors
 from qconvert.models.source import FloatModel, build
@@ -188,6 +190,8 @@ def _outputs(outputs: dict[str, Tensor] | str) -> tuple[Setting | None, int | No
     """The measured output if there are several, the number of classes, and words about both."""
     if isinstance(outputs, str):
         return None, None, ""
+    if {f"0.{key}" for key in KEYS} <= outputs.keys():
+        return None, None, "returns boxes, labels and scores of each image"
     name = choose(outputs, None)
     shape = list(outputs[name].shape)
     classes = shape[1] if len(shape) == 2 and are_answers(outputs[name], "auto") else None
@@ -243,9 +247,18 @@ def _preprocess(
         "channels": Setting(channels, "of the first layer"),
         "resize": resize,
         "crop": crop,
+        **_normalization(model.module),
+    }, ""
+
+
+def _normalization(module: nn.Module) -> dict[str, Setting]:
+    if isinstance(module, Detector):
+        about = "the model normalizes by itself"
+        return {"mean": Setting([0.0], about), "std": Setting([1.0], about)}
+    return {
         "mean": Setting([0.0], "as in training; 0 and 1 leave pixels between 0 and 1", True),
         "std": Setting([1.0], "as in training", True),
-    }, ""
+    }
 
 
 def _channels(module: nn.Module) -> int:

@@ -18,6 +18,7 @@ from qconvert.images.decode import is_rotated
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.preprocess import Inputs, Preprocessed, Reader, Transformed
 from qconvert.images.stream import Progress, Size, all_unreadable, sizes, unreadable
+from qconvert.models.detectors import Detector
 from qconvert.models.division import Wishes
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
@@ -261,7 +262,12 @@ class Session:
         with self.voice.busy("building the float model"):
             model = build(self.config.model)
         for note in model.notes:
-            self.voice.say(f"model: {note}")
+            self.voice.say(f"checkpoint: {note}")
+        if isinstance(model.module, Detector):
+            self.voice.say(
+                "model: one of torchvision's detection models: it is given a batch of images with "
+                "values from 0 to 1, and its modules are named `model.…`"
+            )
         return model
 
     @cached_property
