@@ -72,7 +72,9 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModul
 def script(module: nn.Module) -> torch.jit.ScriptModule:
     """Compiles an eval-mode module whose code a trace cannot hold."""
     with quiet():
-        return torch.jit.script(module.eval())
+        if module.training:  # what was compiled for evaluation alone cannot be told again
+            module.eval()
+        return torch.jit.script(module)
 
 
 def freeze(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:

@@ -151,8 +151,6 @@ class Assembly:
     def _compiled(self, shell: nn.Module, path: str) -> torch.jit.ScriptModule:
         kept = next(kept for kept in self.kept if kept.path == path)
         for module in shell.modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # a part, compiled already
             # So that TorchScript leaves out what is for training, which may call what parts lack.
             module.__constants__ = [*getattr(module, "__constants__", ()), "training"]  # type: ignore[assignment]
         try:

@@ -7,7 +7,7 @@ written. Below kept code there may be parts again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +43,10 @@ class Kept:
         return self.path or "the model"
 
 
+# The inputs of more images, made when they are needed.
+Others = Callable[[], Iterable[Sequence[Tensor]]]
+
+
 @dataclass(frozen=True)
 class Piece:
     """A part as it was traced: its place in the model, how it is called for the example and how
@@ -73,23 +77,31 @@ class Wishes:
     fixed: frozenset[str] | None = frozenset()
 
 
-def divide(model: nn.Module, example: Sequence[Tensor], wishes: Wishes) -> Divided:
-    """Finds the parts of a model for the inputs of one image; the graphs share its modules.
+def divide(
+    model: nn.Module,
+    example: Sequence[Tensor],
+    wishes: Wishes,
+    others: Others = tuple,
+) -> Divided:
+    """Finds the parts of a model for the inputs of one image; the graphs share its modules. With
+    those of `others`, code that is kept may go where the example does not.
 
     Raises UntraceableError with the line of the user's code when nothing is left to convert, or
     when a module must be kept that `wishes.scripted` does not list.
     """
     _check_names(model, wishes)
     found = Divided()
-    _Dividing(model, tuple(example), wishes, found).look_into("", Call.of(model, example, {}))
+    dividing = _Dividing(model, tuple(example), others, wishes, found)
+    dividing.look_into("", Call.of(model, example, {}))
     if not found.pieces:
         stop = found.kept[0]
         raise UntraceableError(
-            f"torch.fx cannot trace {stop.name}: {stop.reason}; and no module below it that can "
-            "be traced has a convolution or a linear layer",
+            f"{stop.name}: {stop.reason}; and no module below it that can be traced has a "
+            "convolution or a linear layer",
             where="model.source",
         )
     _check_wishes(found, wishes)
+    dividing.note_what_is_left()
     return found
 
 
@@ -111,7 +123,7 @@ def _check_wishes(found: Divided, wishes: Wishes) -> None:
     more = [kept for kept in found.kept if kept.path not in wishes.scripted]
     if more:
         raise UntraceableError(
-            [f"torch.fx cannot trace {kept.name}: {kept.reason}" for kept in more],
+            [f"{kept.name}: {kept.reason}" for kept in more],
             where="model.source",
             fix="add its name to `model.scripted` (or write `scripted: auto`) to convert the rest "
             "of the model, or make this line independent of what is in the tensors",
@@ -120,10 +132,16 @@ def _check_wishes(found: Divided, wishes: Wishes) -> None:
 
 class _Dividing:
     def __init__(
-        self, model: nn.Module, example: tuple[Tensor, ...], wishes: Wishes, found: Divided
+        self,
+        model: nn.Module,
+        example: tuple[Tensor, ...],
+        others: Others,
+        wishes: Wishes,
+        found: Divided,
     ) -> None:
         self._model = model
         self._example = example
+        self._others = others
         self._wishes = wishes
         self._found = found
 
@@ -172,18 +190,33 @@ class _Dividing:
                     whole |= set(alike)
 
     def _keep(self, path: str, stop: Stop) -> None:
-        self._found.kept.append(Kept(path, str(stop)))
-        for inner, (calls, why_not) in self._calls_below(path).items():
+        self._found.kept.append(Kept(path, f"torch.fx cannot trace its code: {stop}"))
+        for inner, (call, calls, why_not) in self._calls_below(path).items():
             if not quantizable(self._model.get_submodule(inner)):
                 continue
             if why_not is None:
-                self.look_into(inner, calls[0], len(calls))
+                self.look_into(inner, call, calls)
             else:
                 self._keep(inner, Stop("", why_not, ""))
 
-    def _calls_below(self, path: str) -> dict[str, tuple[list[Call], str | None]]:
-        """The calls that the code at `path` makes of modules; and why these cannot be called from
-        TorchScript in one way, for any number of images (None: they can)."""
+    def note_what_is_left(self) -> None:
+        """Layers in kept code that no image that was tried reaches: they are no part."""
+        parts = {piece.path for piece in self._found.pieces}
+        known = {kept.path for kept in self._found.kept}
+        for path in sorted(known):
+            for name, layer in self._model.get_submodule(path).named_modules():
+                inner = _joined(path, name)
+                if inner in known or not quantizable(layer) or next(layer.children(), None):
+                    continue
+                owners = [o for o in parts | known if inner == o or _is_in(inner, o)]
+                if max(owners, key=len) not in parts:
+                    reason = "the kept code calls it for none of the images that were tried"
+                    self._found.kept.append(Kept(inner, reason))
+
+    def _calls_below(self, path: str) -> dict[str, tuple[Call, int, str | None]]:
+        """The first call that the code at `path` makes of each module, how often it calls it for
+        the example; and why the module cannot be called from TorchScript in one way, for any number
+        of images (None: it can)."""
         try:
             once = _recorded(self._model, path, self._example)
         except Exception as error:
@@ -192,14 +225,31 @@ class _Dividing:
                 where="model.source",
                 fix="let `data.preprocess` make images as the model wants them",
             ) from error
-        twice: dict[str, list[_Recorded]] = {}
+        runs = [once]
+        for other in self._others() if self._uncalled(path, runs) else ():
+            if not self._uncalled(path, runs):
+                break
+            runs.append(_recorded(self._model, path, other))
         with suppress(Exception):  # a model may read one image only
-            pairs = [torch.cat([x, x]) for x in self._example]
-            twice = _recorded(self._model, path, pairs)
+            runs.append(_recorded(self._model, path, [torch.cat([x, x]) for x in self._example]))
+        found: dict[str, list[_Recorded]] = {}
+        for run in runs:
+            for inner, calls in run.items():
+                found.setdefault(inner, []).extend(calls)
         return {
-            inner: ([call for call, _ in calls], _why_not(calls, twice.get(inner, [])))
-            for inner, calls in once.items()
+            inner: (calls[0][0], len(once.get(inner, ())), _why_not(calls))
+            for inner, calls in found.items()
         }
+
+    def _uncalled(self, path: str, runs: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a layer below `path` is in no module that was called."""
+        called = {inner for run in runs for inner in run}
+        return any(
+            not next(layer.children(), None)
+            and quantizable(layer)
+            and not any(_joined(path, name) == c or _is_in(_joined(path, name), c) for c in called)
+            for name, layer in self._model.get_submodule(path).named_modules()
+        )
 
     def _listed_below(self, path: str) -> set[str]:
         return set(_below(path, self._wishes.scripted or ()))
@@ -210,7 +260,7 @@ class _Dividing:
         fixed = self._wishes.fixed
         if fixed is None:
             return None
-        if any(path == f or path.startswith(f"{f}.") for f in fixed):
+        if any(path == f or _is_in(path, f) for f in fixed):
             return None
         return frozenset(_below(path, fixed))
 
@@ -219,14 +269,14 @@ _Recorded = tuple[Call, Any]
 _LISTED = Stop("", "listed in model.scripted", "")
 
 
-def _why_not(once: Sequence[_Recorded], twice: Sequence[_Recorded]) -> str | None:
+def _why_not(calls: Sequence[_Recorded]) -> str | None:
     """Why a module that is called so, for one image and for two, cannot be called as a part."""
-    for call, result in once:
+    for call, result in calls:
         for what, values in (("is given", call.named), ("returns", {"": result})):
             strange = [type(v).__name__ for v in values.values() if not is_plain(v)]
             if strange:
                 return f"it {what} {strange[0]}, which is not made of tensors"
-    if len({call.form for call, _ in [*once, *twice]}) > 1:
+    if len({call.form for call, _ in calls}) > 1:
         return "it is called with other arguments for two images than for one"
     return None
 
@@ -271,6 +321,10 @@ def _below(path: str, names: Sequence[str] | frozenset[str]) -> list[str]:
     if not path:
         return [name for name in names if name]
     return [name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")]
+
+
+def _is_in(path: str, owner: str) -> bool:
+    return not owner or path.startswith(f"{owner}.")
 
 
 def _joined(path: str, name: str) -> str:

@@ -21,7 +21,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from qconvert.errors import ModelInputError, UnsupportedError
 from qconvert.images.preprocess import shapes_of
 from qconvert.models.calls import copied
-from qconvert.models.division import Piece, Wishes, divide
+from qconvert.models.division import Others, Piece, Wishes, divide
 from qconvert.models.merging import merged
 from qconvert.models.normal_form import (
     all_outside,
@@ -48,19 +48,23 @@ STUBS_FOUND = "stubs"
 
 
 def capture(
-    module: nn.Module, example: Sequence[Tensor], wishes: Wishes | None = None
+    module: nn.Module,
+    example: Sequence[Tensor],
+    wishes: Wishes | None = None,
+    others: Others = tuple,
 ) -> GraphModule:
     """Returns the normal form of an eval-mode module; of one that torch.fx does not trace whole,
     the parts that it does, as one graph (see `assembly`).
 
-    The given module is not changed. `example` are the inputs of one image.
+    The given module is not changed. `example` are the inputs of one image, `others` those of more,
+    which may go another way through code that is not traced.
 
     Raises UntraceableError with the line of the user's code that stopped the trace, and
     ModelInputError when the model reads another number of inputs.
     """
     check_inputs(module, len(example))
     model = copied(module)
-    divided = divide(model, example, wishes or Wishes())
+    divided = divide(model, example, wishes or Wishes(), others)
     divided.pieces = [replace(p, graph=_normalized(p)) for p in divided.pieces]
     if any(piece.graph.meta[STUBS_FOUND] for piece in divided.pieces):
         for piece in divided.pieces:

@@ -123,15 +123,12 @@ def _measured(session: Session, outputs: dict[str, Tensor], detections: bool) ->
 
 def kept_lines(record: dict[str, Any]) -> list[str]:
     """What a user must know of code that is not, or not for all sizes, converted."""
-    lines = [
-        f"as written, in float: {kept['name']}: torch.fx cannot trace its code: {kept['reason']}; "
-        "the modules that it calls are converted"
-        for kept in record["kept"]
-    ]
+    lines = [f"as written, in float: {kept['name']}: {kept['reason']}" for kept in record["kept"]]
     if lines:
         lines.append(
-            "if that code goes the same way for all images, `model.fixed` with these names (or "
-            "`fixed: all`) converts it too; `model.scripted` with them refuses any more of it"
+            "the modules that this code calls are converted; if it goes the same way for all "
+            "images, `model.fixed` with these names (or `fixed: all`) converts it too; "
+            "`model.scripted` with them refuses any more of it"
         )
     lines += [f"as for the example's size: {place}" for place in record["sized"]]
     return lines

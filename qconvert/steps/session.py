@@ -275,7 +275,9 @@ class Session:
         """The user's model with its batch norms folded."""
         groups = None if self.config.fuse.modules == "auto" else self.config.fuse.modules
         with torchscript.quiet():
-            return fuse(capture(self.float_model.module, self.example, self._wishes), groups)
+            module = self.float_model.module
+            graph = capture(module, self.example, self._wishes, lambda: self.proofs[1:])
+            return fuse(graph, groups)
 
     @property
     def _wishes(self) -> Wishes:

@@ -224,6 +224,20 @@ class Pairs(nn.Module):
         return self.joined({"b": x, "a": y}, gain=0.5, pair=(y, x))
 
 
+class Work(nn.Module):
+    """Multiplies by a weight in the code that is kept, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.weight = nn.Conv2d(3, 4, 1), nn.Parameter(torch.randn(5, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if y.sum() > 0:
+            y = -y
+        return F.conv2d(y, self.weight).mean((2, 3))
+
+
 class NoPart(nn.Module):
     """Its layers are calls of functions in the code that cannot be traced."""
 
@@ -253,4 +267,4 @@ class NoScript(nn.Module):
         return names["{}".format(*["1"])]
 
 
-DIVIDED = [Gate, GateInside, Nested, Rounds, Pyramid, Shared, Trains, EachImage, Pairs]
+DIVIDED = [Gate, GateInside, Nested, Rounds, Pyramid, Shared, Trains, EachImage, Pairs, Work]

@@ -119,7 +119,9 @@ def check_against_plan(
     names: dict[Counted, list[str]] = {}
     for o in plan.operators:
         if o.kernel is not None or (o.macs and not plan.kept):
-            line = _comparable(Counted(o.precision, o.kernel or "", o.macs // o.calls), plan)
+            line = _comparable(
+                Counted(o.precision, o.kernel or "", o.macs // max(o.calls, 1)), plan
+            )
             expected[line] += o.calls
             names.setdefault(line, []).append(o.name)
     for counted in given.counted if given else ():
