@@ -119,19 +119,20 @@ def check_against_plan(
     names: dict[Counted, list[str]] = {}
     for o in plan.operators:
         if o.kernel is not None or (o.macs and not plan.kept):
-            line = _comparable(
-                Counted(o.precision, o.kernel or "", o.macs // max(o.calls, 1)), plan
-            )
+            macs = o.macs // max(o.calls, 1)
+            line = _comparable(Counted(o.precision, o.kernel or "", macs), plan)
             expected[line] += o.calls
             names.setdefault(line, []).append(o.name)
     for counted in given.counted if given else ():
         if counted.precision != "float32":
             expected[_comparable(counted, plan)] += 1
     have = Counter(_comparable(counted, plan) for counted in found.counted)
+    twins = _twins(plan)
     facts = [
         f"the plan has {expected[missing]} x {_described(missing, plan)} "
         f"({', '.join(names.get(missing, ['the source']))}), the file {expected[missing] - number}"
         for missing, number in (expected - have).items()
+        if number > twins[missing]
     ]
     facts += [
         f"the file has {have[more]} x {_described(more, plan)}, the plan {have[more] - number}"
@@ -143,6 +144,21 @@ def check_against_plan(
         facts.append("the manifest has other operators than the plan")
     if facts:
         raise VerificationError(facts, where=_WHERE, fix="this is a bug of qconvert: report it")
+
+
+def _twins(plan: Plan) -> Counter[Counted]:
+    """How many operators without a weight TorchScript may have left out when it froze the file:
+    they read what another reads and are held as its result is (batch norms of a network that was
+    never trained)."""
+    groups: Counter[tuple[Any, ...]] = Counter(
+        (o.precision, o.kernel, o.inputs, plan.tensors.get(o.value))
+        for o in plan.operators
+        if o.kernel in _KERNELS
+    )
+    found: Counter[Counted] = Counter()
+    for (precision, kernel, *_), number in groups.items():
+        found[_comparable(Counted(precision, kernel, 0), plan)] += number - 1
+    return found
 
 
 def _comparable(counted: Counted, plan: Plan) -> Counted:
