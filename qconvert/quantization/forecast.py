@@ -24,11 +24,12 @@ from qconvert.models.operators import (
 from qconvert.qconfig import QuantizationSection
 from qconvert.quantization.costs import Costs, Way, Work
 from qconvert.quantization.deciding import Decision, decide
-from qconvert.quantization.kernels import FLOAT_LINEAR, dynamic_kernel, static_kernel
+from qconvert.quantization.kernels import FLOAT_LINEAR
 from qconvert.quantization.layer_rules import asked_for, split_pairs
 from qconvert.quantization.plan import Lowering
-from qconvert.quantization.units import Unit, apart, units_of
-from qconvert.quantization.work import counted_by_running, first_shape, macs_of
+from qconvert.quantization.planning import in_float, kernel_of
+from qconvert.quantization.units import Unit, units_of
+from qconvert.quantization.work import counted_by_running, first_shape
 from qconvert.records import Record
 
 # Where a value changes between float and int8.
@@ -80,16 +81,19 @@ class Operator(Record):
 
 class Forecast(Record):
     """All operators in the order of the file; `returned` names those whose results the model
-    returns, `boundaries` counts the values that change between float and int8."""
+    returns, `boundaries` counts the values that change between float and int8, `kept_macs` the
+    work in code that stays as it is written."""
 
     operators: tuple[Operator, ...]
     inputs: dict[str, tuple[int, ...]]
     returned: tuple[str, ...]
     boundaries: int
+    kept_macs: int
 
     def macs(self, precision: str | None = None) -> int:
-        """Multiply-accumulates in a precision, or all."""
-        return sum(o.macs for o in self.operators if precision in (None, o.precision))
+        """Multiply-accumulates in a precision, or all; those of code that is kept are float."""
+        own = sum(o.macs for o in self.operators if precision in (None, o.precision))
+        return own + (self.kept_macs if precision in (None, "float32") else 0)
 
     def share(self, precision: str) -> float:
         """The share of multiply-accumulates in a precision."""
@@ -157,11 +161,8 @@ def _lines(
             place = i if decision.with_sum is None else decision.with_sum
             yield _Line(unit, decision, units[place], place)
             continue
-        layer, *followers = apart(graph, unit)
-        yield _Line(layer, decision, layer, i)
-        for follower in followers:
-            reason = Decision("float32", f"its input {unit.name} is float")
-            yield _Line(follower, reason, follower, i)
+        for single, outcome in in_float(graph, unit, decision):
+            yield _Line(single, outcome, single, i)
 
 
 class _Forecasting:
@@ -174,6 +175,7 @@ class _Forecasting:
         work: Mapping[str, int],
     ) -> None:
         self._graph, self._costs = model.graph, costs
+        self._kept_macs = model.assembly.kept_macs
         self._lines, self._kept, self._work = lines, kept, work
         self._makers = {line.value: line for line in lines}
         self._readers: dict[str, list[_Line]] = {}
@@ -212,6 +214,7 @@ class _Forecasting:
                 self._makers[name].unit.name for name in self._returned if name in self._makers
             ),
             boundaries=len(crossings),
+            kept_macs=self._kept_macs,
         )
 
     def _operator(self, line: _Line) -> Operator:
@@ -227,10 +230,10 @@ class _Forecasting:
             + tuple(kind_of(self._graph, n) for n in beside),
             inputs=tuple(shape_of(source) for source in tensor_inputs(node)),
             shape=first_shape(line.last.value),
-            macs=macs_of(self._graph, node) or self._work.get(node.name, 0),
-            precision=decision.precision,
+            macs=self._work.get(node.name, 0),
+            precision="int8" if decision.precision == "given" else decision.precision,
             lowering=decision.lowering,
-            kernel=_kernel(line),
+            kernel=kernel_of(line.unit, decision, line.last),
             float_output=decision.float_output,
             reason=decision.reason,
             kept=unit.name.partition(":")[0] in self._kept,
@@ -296,22 +299,6 @@ class _Forecasting:
             elif kind == "dequantize" and name in read and operator.precision != "int8":
                 total += cost / len(in_float)
         return total
-
-
-def _kernel(line: _Line) -> str | None:
-    """As `planning` writes it down."""
-    decision = line.decision
-    if decision.precision == "dynamic":
-        return dynamic_kernel(line.unit.kind)
-    if decision.lowering is None:
-        return None
-    return static_kernel(
-        line.unit.kind,
-        decision.lowering,
-        relu=line.last.activation is not None,
-        float_output=decision.float_output,
-        dimensions=len(shape_of(line.unit.node)),
-    )
 
 
 def _kinds(found: Iterable[Boundary]) -> tuple[Boundary, ...]:

@@ -60,8 +60,8 @@ class PlannedOperator(Record):
     `kernel` is the operator that the file calls for it, where that is one of torch's int8
     operators; `lowering` is the family that it comes from. `with_sum` names the addition computed
     with it, whose other term is the last of `inputs`. `bounds` are those of a clip, `slope` that of
-    a leaky ReLU. `macs` counts one image, for which the operator runs `calls` times (0 where another
-    image is needed). `cell_weights` are those of a recurrent layer, by their names in it.
+    a leaky ReLU. `macs` counts one image, for which the operator runs `calls` times (0 where only
+    another image needs it). `cell_weights` are those of a recurrent layer, by their names in it.
     """
 
     name: str

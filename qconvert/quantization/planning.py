@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from torch.fx import GraphModule
+
 from qconvert.models.assembly import CALLS
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import (
@@ -106,10 +108,15 @@ def _with_range_of_their_own(operators: list[PlannedOperator], made: set[str]) -
 
 
 def _lines(model: FusedModel, unit: Unit, decision: Decision) -> list[tuple[Unit, Decision]]:
-    """A line for each operator of the file: in float an activation is one of its own."""
+    """A line for each operator of the file."""
     if decision.precision == "int8":
         return [(unit, decision)]
-    layer, *followers = apart(model.graph, unit)
+    return in_float(model.graph, unit, decision)
+
+
+def in_float(graph: GraphModule, unit: Unit, decision: Decision) -> list[tuple[Unit, Decision]]:
+    """The operators that a unit is outside of int8, where an activation is one of its own."""
+    layer, *followers = apart(graph, unit)
     reason = Decision("float32", f"its input {unit.name} is float")
     return [(layer, decision), *((follower, reason) for follower in followers)]
 
@@ -138,7 +145,7 @@ def _operator(
         precision=decision.precision,
         reason=decision.reason,
         lowering=decision.lowering,
-        kernel=_kernel(unit, decision, last),
+        kernel=kernel_of(unit, decision, last),
         with_sum=None if last is unit else last.name,
         with_activation=operator_name(follower) if follower is not None else None,
         activation=last.activation,
@@ -154,7 +161,9 @@ def _operator(
     )
 
 
-def _kernel(unit: Unit, decision: Decision, last: Unit) -> str | None:
+def kernel_of(unit: Unit, decision: Decision, last: Unit) -> str | None:
+    """The int8 operator of torch that computes a unit, if one does; `last` is the unit with it
+    whose result it has."""
     if decision.precision == "dynamic":
         return dynamic_kernel(unit.kind)
     if decision.lowering is None:
