@@ -157,13 +157,11 @@ class Assembly:
             return torchscript.script(shell)
         except Exception as error:
             raise UnsupportedError(
-                f"torch.fx cannot trace {kept.name}: {kept.reason}; and TorchScript cannot compile "
-                f"it: {_reason(error)}",
+                f"{kept.name}: {kept.reason}; and TorchScript cannot compile it: {_reason(error)}",
                 where="model.source",
-                fix=f"if its code goes the same way for all images, write `model.fixed: [{path}]`"
-                if path
-                else "if its code goes the same way for all images, write "
-                "`model.fixed: all`; else write it in the part of Python that TorchScript knows",
+                fix="if its code goes the same way for all images, write "
+                f"`model.fixed: {f'[{path}]' if path else 'all'}`; else write it in the part of "
+                "Python that TorchScript knows",
             ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Dict, Optional  # noqa: UP035 (TorchScript's names)
+from typing import Any, Dict, Optional, Tuple  # noqa: UP035 (TorchScript's names)
 
 import divided
 import pytest
@@ -196,19 +196,44 @@ class Numbers(Counts):
         return x
 
 
-@pytest.mark.parametrize("network", [Counts, Masks, Numbers])
-def test_part_is_called_with_other_arguments_than_tensors(
-    network: Callable[[], nn.Module], trained: Any
-) -> None:
-    """Such a module is no part, where images show it."""
+class Turned(divided.Pairs):
+    """Gives a part a dict whose keys are in another order for some images."""
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        y = x.flip(3)
+        if x.mean() > 0:
+            return self.joined({"a": x, "b": y}, (x, y))
+        return self.joined({"b": x, "a": y}, (x, y))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Numbers,
+        pytest.param(
+            Turned, marks=pytest.mark.xfail(strict=True, reason="eager goes by the order of keys")
+        ),
+    ],
+)
+def test_arguments_of_a_part_differ(network: Callable[[], nn.Module], trained: Any) -> None:
     model = seeded(network, trained)
-    for form in forms(model, -0.3).values():
+    for form in forms(model).values():
         for shift in SHIFTS:
             assert_same(model, form, images(shift))
 
 
-@pytest.mark.parametrize("network", [Counts, Masks])
-@pytest.mark.parametrize("form", ["script", "eager"])
+WRONG = pytest.mark.xfail(strict=True, reason="the number or None of the example is used instead")
+
+
+@pytest.mark.parametrize(
+    ("network", "form"),
+    [
+        pytest.param(Counts, "script", marks=WRONG),
+        pytest.param(Counts, "eager", marks=WRONG),
+        pytest.param(Masks, "script", marks=WRONG),
+        (Masks, "eager"),
+    ],
+)
 def test_part_that_is_called_in_another_way_than_ever_seen_fails(
     network: Callable[[], nn.Module], form: str, trained: Any
 ) -> None:
@@ -217,13 +242,8 @@ def test_part_that_is_called_in_another_way_than_ever_seen_fails(
     graph = capture(model, [images(-0.3)])
     made = getattr(assembly_of(graph), form)(graph)
     assert_same(model, made, images(-0.3, seed=1))
-    with pytest.raises(Exception):  # noqa: B017, PT011 (of torch's own kind)
-        assert_same_or_raise(made, images(0.3))
-
-
-def assert_same_or_raise(form: Callable[..., Any], x: Tensor) -> None:
-    with torch.inference_mode():
-        form(x)
+    with pytest.raises((RuntimeError, AssertionError, TypeError)), torch.inference_mode():
+        made(images(0.3))
 
 
 # ---- Code that TorchScript cannot compile

@@ -221,7 +221,7 @@ class Pairs(nn.Module):
         y = x.flip(3)
         if x.mean() > 0:
             return self.joined({"a": x, "b": y}, pair=(x, y), gain=0.5)
-        return self.joined({"b": x, "a": y}, gain=0.5, pair=(y, x))
+        return self.joined({"a": y, "b": x}, gain=0.5, pair=(y, x))
 
 
 class Work(nn.Module):
