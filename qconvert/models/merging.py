@@ -57,9 +57,11 @@ def _mark(piece: Piece, reasons: Mapping[str, str]) -> None:
         node.meta[CALLS] = piece.calls
         if node.op == "call_module" and str(node.target) in within:
             node.meta[AS_WRITTEN] = reasons[within[str(node.target)]]
-        if NAME in node.meta:
-            name = f"{piece.path}.{node.meta[NAME]}".strip(".")
-            node.meta[NAME] = name or node.name
+    named = [node for node in piece.graph.graph.nodes if NAME in node.meta]
+    for node in named:
+        if piece.path:  # a part of one operator is that operator
+            inner = node.meta[NAME] if len(named) > 1 else ""
+            node.meta[NAME] = f"{piece.path}.{inner}".rstrip(".")
 
 
 def _united(pieces: Sequence[Piece]) -> tuple[GraphModule, list[tuple[str, ...]]]:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qconvert.errors import UnsupportedError
-from qconvert.models.operators import NAME, argument, kind_of, operator_name, quantizable
+from qconvert.models.operators import (
+    NAME,
+    argument,
+    is_constant,
+    kind_of,
+    operator_name,
+    quantizable,
+)
 from qconvert.models.tracing import STUBS
 
 
@@ -111,26 +118,45 @@ def functions_to_modules(graph: GraphModule) -> None:
             continue
         if module is None:
             continue
-        owner, _, _ = str(weight.target).rpartition(".")
+        owner, _, _ = _attribute(weight).rpartition(".")
         path = f"{owner.replace('.', '_')}_{node.name}".strip("_")
         while hasattr(graph, path):
             path += "_"
         graph.add_submodule(path, module)
         with graph.graph.inserting_before(node):
             new = graph.graph.call_module(path, (argument(node, 0, "input"),))
-        # Without an owner it is the model itself, or a part, which `merging` names.
-        new.meta = {**node.meta, NAME: owner}
+        new.meta = {**node.meta, NAME: owner or path}
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
 
 
 def _constant(graph: GraphModule, node: Any) -> Tensor | None:
-    """The tensor that a `get_attr` node reads, or None."""
-    if not isinstance(node, Node) or node.op != "get_attr":
+    """The tensor of a node that reads or computes a constant (a standardized weight), or None."""
+    if not isinstance(node, Node) or not is_constant(node):
         return None
-    owner, _, name = str(node.target).rpartition(".")
-    value = getattr(graph.get_submodule(owner), name)
+    with torch.no_grad():
+        value = _computed(graph, node)
     return value.detach() if isinstance(value, Tensor) else None
+
+
+def _computed(graph: GraphModule, node: Node) -> Any:
+    if node.op == "get_attr":
+        value = operator.attrgetter(str(node.target))(graph)
+        return value.detach().clone() if isinstance(value, Tensor) else value
+    args, kwargs = torch.fx.node.map_arg(
+        (node.args, node.kwargs), lambda source: _computed(graph, source)
+    )
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    return function(*args, **kwargs)  # type: ignore[operator]
+
+
+def _attribute(node: Node) -> str:
+    """The path of the first attribute that a constant is made of."""
+    while node.op != "get_attr":
+        node = node.all_input_nodes[0]
+    return str(node.target)
 
 
 def _weighted_module(graph: GraphModule, node: Node) -> nn.Module | None:
