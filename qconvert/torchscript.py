@@ -27,6 +27,10 @@ _UPSTREAM_NEWS = (
 )
 
 
+# What a module raises as it runs; kept code has torch's own class, which is no RuntimeError.
+RUN_ERRORS: tuple[type[Exception], ...] = (RuntimeError, torch.jit.Error)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hides torch's announcements about TorchScript and the quantized dtypes, nothing else."""

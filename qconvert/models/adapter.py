@@ -23,6 +23,10 @@ def adapter(call: Call, body: torch.jit.ScriptModule) -> GraphModule:
     ]
     for node, value in placeholders:
         _take(graph, node, value, tensors)
+        if value is None or isinstance(value, (bool, int, float, str)):
+            test = graph.call_function(*((_is_none, (node,)) if value is None else
+                                         (operator.eq, (node, value))))  # fmt: skip
+            graph.call_function(torch._assert, (test, f"the part was made for {value!r}"))
     graph.output(graph.call_module("body", tuple(tensors)))
     root = nn.Module()
     root.add_module("body", body)
@@ -44,6 +48,10 @@ def _take(graph: Graph, node: Node, value: Any, tensors: list[Node]) -> None:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             _take(graph, graph.call_function(operator.getitem, (node, key)), item, tensors)
+
+
+def _is_none(x: Optional[Tensor]) -> bool:  # noqa: UP045 (TorchScript's)
+    return x is None
 
 
 def _annotation(value: Any) -> Any:

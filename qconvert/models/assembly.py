@@ -6,12 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from qconvert import torchscript
 from qconvert.errors import UnsupportedError
@@ -20,6 +21,7 @@ from qconvert.models.calls import Call, sharing
 from qconvert.models.division import Kept
 from qconvert.models.execution import float_macs_in
 from qconvert.models.parts import part_of
+from qconvert.models.tracing import DIFFERS
 
 # Where a captured graph holds its assembly, and a node how often its part is called for one image.
 ASSEMBLY, CALLS = "assembly", "calls"
@@ -82,15 +84,22 @@ class Assembly:
         """What each part reads and returns while the user's model runs: the part's number, the
         tensors of the call, and the result."""
         found: list[tuple[int, tuple[Tensor, ...], Any]] = []
+        running: list[tuple[Tensor, ...]] = []
+
+        # Copied: code that runs later may change them in place.
+        def before(i: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+            call = Call.of(module, args, kwargs).in_order_of(self.parts[i].call)
+            running.append(tuple(x.clone() for x in call.tensors))
+
+        def after(i: int, module: nn.Module, args: Any, result: Any) -> None:
+            found.append((i, running.pop(), pytree.tree_map_only(Tensor, torch.clone, result)))
+
         hooks = []
         for i, part in enumerate(self.parts):
             module = self.model.get_submodule(part.path)
-
-            def note(module: nn.Module, args: Any, kwargs: Any, result: Any, i: int = i) -> None:
-                call = Call.of(module, args, kwargs).in_order_of(self.parts[i].call)
-                found.append((i, tuple(x.clone() for x in call.tensors), result))
-
-            hooks.append(module.register_forward_hook(note, with_kwargs=True))
+            pre, post = partial(before, i), partial(after, i)
+            hooks.append(module.register_forward_pre_hook(pre, with_kwargs=True))
+            hooks.append(module.register_forward_hook(post))
         try:
             with torch.no_grad():
                 self.model(*inputs)
@@ -159,9 +168,7 @@ class Assembly:
             raise UnsupportedError(
                 f"{kept.name}: {kept.reason}; and TorchScript cannot compile it: {_reason(error)}",
                 where="model.source",
-                fix="if its code goes the same way for all images, write "
-                f"`model.fixed: {f'[{path}]' if path else 'all'}`; else write it in the part of "
-                "Python that TorchScript knows",
+                fix=_fix(kept),
             ) from error
 
 
@@ -220,8 +227,12 @@ class _Called(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module."""
-        call = Call.of(self._like[0], args, kwargs)
-        return self.run(*call.in_order_of(self._call).tensors)
+        call = Call.of(self._like[0], args, kwargs).in_order_of(self._call)
+        if call.form != self._call.form:
+            raise RuntimeError(
+                f"a part is called with {call.form}, it was made for {self._call.form}"
+            )
+        return self.run(*call.tensors)
 
 
 class _Flat(nn.Module):
@@ -245,6 +256,16 @@ def assembly_of(graph: GraphModule) -> Assembly:
         return found
     names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
     return Assembly(graph, (Part("", Call(dict.fromkeys(names), len(names)), 1, tuple(names), {}),))
+
+
+def _fix(kept: Kept) -> str:
+    write = "write its code in the part of Python that TorchScript knows"
+    if DIFFERS not in kept.reason:
+        return write
+    listed = f"[{kept.path}]" if kept.path else "all"
+    return (
+        f"if its code goes the same way for all images, write `model.fixed: {listed}`; else {write}"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from qconvert.errors import UnsupportedError
@@ -48,7 +51,8 @@ class Call:
 
     def in_order_of(self, other: Call) -> Call:
         """The arguments that another call of the module has, in its order."""
-        return Call({name: self.named[name] for name in other.named}, other.positional)
+        named = {name: _in_order(self.named[name], value) for name, value in other.named.items()}
+        return Call(named, other.positional)
 
     def with_tensors(self, tensors: Sequence[Any]) -> Call:
         """The same call of other tensors."""
@@ -62,6 +66,17 @@ class Call:
         return [value for _, value in items[: self.positional]], dict(items[self.positional :])
 
 
+def _in_order(value: Any, other: Any) -> Any:
+    """A value with the keys of its dicts in the order of another's."""
+    if isinstance(value, Mapping) and isinstance(other, Mapping) and value.keys() == other.keys():
+        return {key: _in_order(value[key], item) for key, item in other.items()}
+    if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)):
+        found = [_in_order(x, y) for x, y in zip(value, other, strict=False)]
+        if len(found) == len(value) and not hasattr(value, "_fields"):
+            return type(value)(found)
+    return value
+
+
 def is_plain(value: Any) -> bool:
     """Whether a value is of tensors, numbers and text, in tuples, lists and dicts: what TorchScript
     can hand from one module to another."""
@@ -72,6 +87,11 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (Tensor, bool, int, float, str))
 
 
+def same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are equal, NaN where NaN is."""
+    return x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
 def copied(module: nn.Module) -> nn.Module:
     """A copy whose weights are plain tensors: parametrizations are computed once.
 
@@ -80,6 +100,11 @@ def copied(module: nn.Module) -> nn.Module:
     try:
         module = copy.deepcopy(module)
         for owner in list(module.modules()):
+            for hook in list(owner._forward_pre_hooks.values()):
+                if isinstance(hook, WeightNorm):
+                    remove_weight_norm(owner, hook.name)
+                elif isinstance(hook, SpectralNorm):
+                    remove_spectral_norm(owner, hook.name)
             if parametrize.is_parametrized(owner):
                 # The copy shares its class, which holds the weight, with the user's module.
                 shared = type(owner)

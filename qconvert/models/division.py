@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from qconvert.errors import QConfigError, UnsupportedError, UntraceableError, did_you_mean
 from qconvert.images.preprocess import shapes_of
-from qconvert.models.calls import Call, is_plain
+from qconvert.models.calls import Call, is_plain, same
 from qconvert.models.normal_form import has_layers
 from qconvert.models.operators import quantizable
 from qconvert.models.tracing import Stop, Traced, traced
@@ -106,7 +105,7 @@ def divide(
 
 
 def _check_names(model: nn.Module, wishes: Wishes) -> None:
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in model.named_modules()]  # the first, empty, is the model itself
     facts = [
         f"model.{key}: the model has no module {name!r}{did_you_mean(name, names)}"
         for key, listed in (("scripted", wishes.scripted), ("fixed", wishes.fixed))
@@ -125,8 +124,9 @@ def _check_wishes(found: Divided, wishes: Wishes) -> None:
         raise UntraceableError(
             [f"{kept.name}: {kept.reason}" for kept in more],
             where="model.source",
-            fix="add its name to `model.scripted` (or write `scripted: auto`) to convert the rest "
-            "of the model, or make this line independent of what is in the tensors",
+            fix='add its name ("" for the model itself) to `model.scripted`, or write `scripted: '
+            "auto`, to convert the rest of the model; or make this line independent of what is in "
+            "the tensors",
         )
 
 
@@ -265,39 +265,44 @@ class _Dividing:
         return frozenset(_below(path, fixed))
 
 
-_Recorded = tuple[Call, Any]
+# A call, its result, and whether it changed what it was given.
+_Recorded = tuple[Call, Any, bool]
 _LISTED = Stop("", "listed in model.scripted", "")
 
 
 def _why_not(calls: Sequence[_Recorded]) -> str | None:
     """Why a module that is called so, for one image and for two, cannot be called as a part."""
-    for call, result in calls:
+    for call, result, changed in calls:
+        if changed:
+            return "it changes what it is given in place"
         for what, values in (("is given", call.named), ("returns", {"": result})):
             strange = [type(v).__name__ for v in values.values() if not is_plain(v)]
             if strange:
                 return f"it {what} {strange[0]}, which is not made of tensors"
-    if len({call.form for call, _ in calls}) > 1:
-        return "it is called with other arguments for two images than for one"
+    if len({call.form for call, *_ in calls}) > 1:
+        return "it is called with other arguments for other images, or for two than for one"
     return None
 
 
 def _recorded(model: nn.Module, path: str, example: Sequence[Tensor]) -> dict[str, list[_Recorded]]:
     """The calls that the code at `path` makes, by the path of what it calls, with their results."""
     found: dict[str, list[_Recorded]] = {}
-    running: list[Call | None] = []
+    running: list[tuple[Call, Call] | None] = []
 
     def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        call = None
+        calls = None
         if not running:
             # Copied: what runs later may change them in place.
-            args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
             call = Call.of(module, args, kwargs)
-        running.append(call)
+            calls = call, call.with_tensors([x.clone() for x in call.tensors])
+        running.append(calls)
 
     def after(name: str, module: nn.Module, args: Any, result: Any) -> None:
-        call = running.pop()
-        if call is not None:
-            found.setdefault(name, []).append((call, result))
+        calls = running.pop()
+        if calls is not None:
+            given, copy = calls
+            changed = not all(map(same, given.tensors, copy.tensors))
+            found.setdefault(name, []).append((copy, result, changed))
 
     owner = model.get_submodule(path)
     hooks = []

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from qconvert.models.assembly import AS_WRITTEN, ASSEMBLY, CALLS, Assembly, Part
 from qconvert.models.division import Divided, Piece
 from qconvert.models.operators import NAME
+from qconvert.models.tracing import ALONE
 
 
 def merged(model: nn.Module, example: Sequence[Tensor], divided: Divided) -> GraphModule:
@@ -57,10 +58,9 @@ def _mark(piece: Piece, reasons: Mapping[str, str]) -> None:
         node.meta[CALLS] = piece.calls
         if node.op == "call_module" and str(node.target) in within:
             node.meta[AS_WRITTEN] = reasons[within[str(node.target)]]
-    named = [node for node in piece.graph.graph.nodes if NAME in node.meta]
-    for node in named:
-        if piece.path:  # a part of one operator is that operator
-            inner = node.meta[NAME] if len(named) > 1 else ""
+        if NAME in node.meta and piece.path:
+            # A layer that is a part by itself is traced as the module of something.
+            inner = "" if node.meta[NAME] == ALONE else node.meta[NAME]
             node.meta[NAME] = f"{piece.path}.{inner}".rstrip(".")
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from qconvert import torchscript
-from qconvert.errors import ModelFileError
-from qconvert.models.checkpoint_file import is_git_lfs_pointer, is_torchscript
+from qconvert.errors import CheckpointFileError, ModelFileError, UnsafeCheckpointError
+from qconvert.models.checkpoint_file import is_git_lfs_pointer, is_torchscript, read
 
 MANIFEST = "manifest.json"
 _STORAGES: Mapping[str, str] = {
@@ -75,6 +75,7 @@ def _check(path: Path) -> None:
             fix="let this user read it" if denied else "correct the path",
         ) from None
     if is_torchscript(path):
+        _check_sums(path)
         return
     fix: str | None = None
     fact = "is neither a qconfig (.yaml, .yml, .json) nor a TorchScript file"
@@ -85,7 +86,9 @@ def _check(path: Path) -> None:
     elif head.startswith(b"PK"):
         fact, fix = _what_archive(path)
     elif head.startswith(b"\x80"):
-        fact, fix = "is a pickle: a checkpoint of an old torch, or some other object", _BUILD
+        fact, fix = _what_pickle(
+            path, "is a pickle: a checkpoint of an old torch, or another object"
+        )
     raise ModelFileError(fact, where=str(path), fix=fix)
 
 
@@ -98,8 +101,34 @@ def _what_archive(path: Path) -> tuple[str, str | None]:
     if any(name.endswith("/archive_format") or "models/" in name for name in names):
         return "is a program of torch.export, which is not read", None
     if any(name.endswith("/data.pkl") for name in names):
-        return "is a checkpoint that torch.save wrote: weights without a model", _BUILD
+        return _what_pickle(path, "is a checkpoint that torch.save wrote: weights without a model")
     return "is an archive, but no TorchScript file", None
+
+
+def _what_pickle(path: Path, otherwise: str) -> tuple[str, str | None]:
+    """A whole module is told from weights."""
+    try:
+        read(path)
+    except UnsafeCheckpointError as error:
+        return error.facts[0], f"{error.fix}; then {_BUILD}"
+    except CheckpointFileError:
+        pass
+    return otherwise, _BUILD
+
+
+def _check_sums(path: Path) -> None:
+    """torch does not compare the archive's check sums as it loads it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except Exception as error:  # a damaged archive can raise anything
+        wrong = str(error)
+    if wrong is not None:
+        raise ModelFileError(
+            f"is a damaged TorchScript file: the check sum of {wrong} in it is wrong",
+            where=str(path),
+            fix="copy or save the file again",
+        )
 
 
 def _not_loaded(path: Path, error: Exception) -> ModelFileError:

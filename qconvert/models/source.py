@@ -75,6 +75,13 @@ def _build(section: ModelSection) -> FloatModel:
             where=WHERE,
             fix="name a function or class that returns the model",
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise SourceError(
+            f"{section.source} returned a TorchScript module, which holds no Python to convert",
+            where=WHERE,
+            fix="return the torch.nn.Module that it was made of",
+        )
+    module = _uncompiled(module)
     notes: tuple[str, ...] = ()
     if section.checkpoint is not None:
         notes = load_checkpoint(module, section.checkpoint, section.checkpoint_key)
@@ -84,6 +91,16 @@ def _build(section: ModelSection) -> FloatModel:
     code = {} if library else imports.digests()
     known = library.preprocess(module, section.kwargs) if library else {}
     return FloatModel(module, code, notes, known)
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """Without the wrappers of torch.compile, whose code is that of what they hold."""
+    while "_orig_mod" in module._modules:
+        module = module._orig_mod  # type: ignore[assignment]
+    for name, inner in list(module.named_modules()):
+        if name and "_orig_mod" in inner._modules and "_orig_mod" not in name.split("."):
+            module.set_submodule(name, _uncompiled(inner))
+    return module
 
 
 def torchvision(name: str) -> Library:

@@ -17,13 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, Proxy, Tracer
+from torch.utils import _pytree as pytree
 
-from qconvert.models.calls import Call, is_plain, sharing
+from qconvert.models.calls import Call, is_plain, same, sharing
 from qconvert.models.proxies import SizedProxy
 from qconvert.user_code import place_in
 
 # Modules that hold stubs of eager-mode quantization, which are the boundaries that its author drew.
 STUBS = (torch.ao.quantization.QuantStub, torch.ao.quantization.DeQuantStub)
+# What stops a trace, unless the code goes one way for all images.
+DIFFERS = "which differs from image to image"
+# What a layer that is a part by itself is called in its trace.
+ALONE = "module"
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # A subclass that overrides one of these computes something of its own.
 _COMPUTING = ("forward", "_conv_forward", "_check_input_dim")
@@ -62,6 +67,8 @@ class _Tracer(Tracer):
         self._values: dict[Node, Any] = {}
         # Values whose size depends on what is in a tensor.
         self._data_sized: set[Node] = set()
+        # What does not depend on the size of an image: how many axes, which dtype.
+        self._facts: set[Node] = set()
         self._call = call
         self._whole = whole
         self._fixed = fixed
@@ -75,6 +82,8 @@ class _Tracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self._whole or isinstance(m, STUBS):
             return True
+        if "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks:
+            return False  # it computes more than its class does
         if super().is_leaf_module(m, module_qualified_name):
             return True
         base = next((b for b in type(m).__mro__ if b.__module__.startswith("torch.nn.")), nn.Module)
@@ -104,6 +113,8 @@ class _Tracer(Tracer):
         """A placeholder for each tensor of the example; all other arguments are what they are."""
         given = {name: self._placeholders(name, v) for name, v in self._call.named.items()}
         args, kwargs = Call(given, self._call.positional).split()
+        if isinstance(self.root, _Alone):
+            return (lambda: self.root.module(*args, **kwargs)), []
         return (lambda: root_fn(self.root, *args, **kwargs)), []
 
     def _placeholders(self, name: str, value: Any) -> Any:
@@ -129,6 +140,9 @@ class _Tracer(Tracer):
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._known)
         if self._asks_for_data(node, args):
             self._data_sized.add(node)
+        sources = node.all_input_nodes
+        if _asks_for_fact(node) or (sources and self._facts.issuperset(sources)):
+            self._facts.add(node)
         with _untraced(), torch.no_grad():
             if node.op == "get_attr":
                 return self._known(node)
@@ -136,11 +150,22 @@ class _Tracer(Tracer):
                 return node.target(*args, **kwargs)  # type: ignore[operator]
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            result = self.root.get_submodule(str(node.target))(*args, **kwargs)
-        if str(node.target) in self._whole and not is_plain(result):
-            raise Stop(
-                self.path, f"`{node.target}` returns {type(result).__name__}, no tensors", ""
-            )
+            if str(node.target) in self._whole:
+                return self._kept(str(node.target), args, kwargs)
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+
+    def _kept(self, path: str, args: Any, kwargs: Any) -> Any:
+        """What a module returns that is not looked into; the code that calls it must be kept too
+        where a graph could not call it."""
+        before = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+        result = self.root.get_submodule(path)(*args, **kwargs)
+        if not is_plain(result):
+            raise Stop(self.path, f"`{path}` returns {type(result).__name__}, no tensors", "")
+        for x, y in zip(
+            pytree.tree_leaves(before), pytree.tree_leaves((args, kwargs)), strict=True
+        ):
+            if isinstance(x, Tensor) and not same(x, y):
+                raise Stop(self.path, f"`{path}` changes in place what it is given", "")
         return result
 
     def _known(self, node: Node) -> Any:
@@ -171,7 +196,9 @@ class _Tracer(Tracer):
         value = self._values[proxy.node]
         of_data = isinstance(value, Tensor) or proxy.node in self._data_sized
         if of_data and not self._follows_example():
-            raise _UnansweredError(f"its code asks {what}, which differs from image to image")
+            raise _UnansweredError(f"its code asks {what}, {DIFFERS}")
+        if proxy.node in self._facts:
+            return value
         place = place_in(_frames_inside())
         if ": assert" not in place:  # which holds, or the model would not have run
             self.sized.setdefault(place)
@@ -202,6 +229,10 @@ class _Tracer(Tracer):
         return len(self.value(obj, "how many there are"))
 
 
+_FACTS = frozenset({
+    "dim", "ndim", "ndimension", "dtype", "device", "layout", "is_floating_point", "is_complex",
+    "is_cuda", "is_quantized", "requires_grad", "type",
+})  # fmt: skip
 # As they are while nothing is traced.
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
@@ -221,6 +252,23 @@ _DATA_SIZED = frozenset({
     "nonzero", "argwhere", "where", "masked_select", "unique", "unique_consecutive", "nms",
     "batched_nms", "item", "tolist", "bincount", "equal", "allclose",
 })  # fmt: skip
+
+
+def _asks_for_fact(node: Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _FACTS
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _FACTS
+
+
+class _Alone(nn.Module):
+    """Holds a layer that is a part by itself, so that the trace has one node for it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self) -> None:
+        """Not called: the tracer calls the layer."""
 
 
 def stopped(path: str, error: Exception) -> Stop:
@@ -252,7 +300,8 @@ def traced(
     tracer = _Tracer(call, whole, fixed)
     try:
         # A copy: code may keep what it computes (anchors, a last size) in its module.
-        graph = tracer.trace(sharing(module))
+        module = sharing(module)
+        graph = tracer.trace(_Alone(module) if tracer.is_leaf_module(module, "") else module)
     except Stop:
         raise
     except Exception as error:

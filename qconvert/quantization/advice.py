@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from qconvert.quantization.forecast import Forecast, Operator
-from qconvert.quantization.topics import FOLLOWS, KEPT, SQUEEZE, Topic, topic_of
+from qconvert.quantization.topics import FOLLOWS, KEPT, SQUEEZE, Topic, kept_advice, topic_of
 from qconvert.records import Record
 
 # Classes that hold modules and compute nothing of their own: no names for a block.
@@ -94,6 +94,7 @@ def _kept_blocks(
     forecast: Forecast, class_of: Callable[[str], str], kept: Sequence[tuple[str, str]]
 ) -> Iterable[Block]:
     macs, time = forecast.macs(), forecast.microseconds
+    work = {code.path: code.macs for code in forecast.kept_code}
     for path, reason in kept:
         inside = [o for o in forecast.operators if o.kept and o.name.partition(":")[0] == path]
         spent = sum(o.microseconds + o.boundary_microseconds for o in inside)
@@ -104,9 +105,9 @@ def _kept_blocks(
             paths=(path,),
             operators=tuple(dict.fromkeys(o.kind for o in inside)),
             reasons=(reason,),
-            macs_share=sum(o.macs for o in inside) / macs if macs else 0.0,
+            macs_share=work.get(path, 0) / macs if macs else 0.0,
             time_share=spent / time if time else 0.0,
-            advice=KEPT.advice,
+            advice=kept_advice(path, reason),
         )
 
 

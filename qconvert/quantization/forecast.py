@@ -5,14 +5,20 @@ The decisions are those of `planning.make_plan`; what a plan adds to them, the r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from qconvert.models.assembly import CALLS, Assembly
+from qconvert.models.calls import Call
+from qconvert.models.execution import Executed, float_macs, watch
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import (
     is_constant,
@@ -45,7 +51,8 @@ class Operator(Record):
     that is computed as it is written. `before` and `after` are the boundaries at its inputs and at
     its result. Multiply-accumulates are of one image; microseconds are estimated by the table of
     costs, those of its `boundaries` are apart: of values that this operator makes or reads in
-    float.
+    float. `calls` tells how often its part of the model is called for the example: zero where only
+    other images reach it.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Operator(Record):
     inputs: tuple[tuple[int, ...], ...]
     shape: tuple[int, ...]
     macs: int
+    calls: int
     precision: Literal["int8", "dynamic", "float32"]
     lowering: Lowering | None
     kernel: str | None
@@ -79,16 +87,44 @@ class Operator(Record):
         return self.precision != "int8" or self.float_output
 
 
+class CodePart(Record):
+    """A part of the model that code calls which is kept, or the model itself (of an empty path):
+    what it reads, its operators, and those whose results it returns."""
+
+    path: str
+    inputs: dict[str, tuple[int, ...]]
+    operators: tuple[str, ...]
+    returned: tuple[str, ...]
+
+
+class KeptCode(Record):
+    """Code of the module at `path` (empty: of the model) that is computed as it is written, how
+    often it runs for the example, and the multiply-accumulates of one image in it, without those of
+    the modules that it calls."""
+
+    path: str
+    reason: str
+    calls: int
+    macs: int
+
+
 class Forecast(Record):
-    """All operators in the order of the file; `returned` names those whose results the model
-    returns, `boundaries` counts the values that change between float and int8, `kept_macs` the
-    work in code that stays as it is written."""
+    """All operators in the order of the file; `inputs` are the model's, `returned` names the
+    operators whose results it returns (none, if its own code is kept), `boundaries` counts the
+    values that change between float and int8, `counted` tells whether the work is known."""
 
     operators: tuple[Operator, ...]
     inputs: dict[str, tuple[int, ...]]
     returned: tuple[str, ...]
     boundaries: int
-    kept_macs: int
+    parts: tuple[CodePart, ...]
+    kept_code: tuple[KeptCode, ...]
+    counted: bool
+
+    @property
+    def kept_macs(self) -> int:
+        """The work in code that stays as it is written."""
+        return sum(kept.macs for kept in self.kept_code)
 
     def macs(self, precision: str | None = None) -> int:
         """Multiply-accumulates in a precision, or all; those of code that is kept are float."""
@@ -175,7 +211,7 @@ class _Forecasting:
         work: Mapping[str, int],
     ) -> None:
         self._graph, self._costs = model.graph, costs
-        self._kept_macs = model.assembly.kept_macs
+        self._assembly = model.assembly
         self._lines, self._kept, self._work = lines, kept, work
         self._makers = {line.value: line for line in lines}
         self._readers: dict[str, list[_Line]] = {}
@@ -183,8 +219,8 @@ class _Forecasting:
             for source in line.sources:
                 self._readers.setdefault(source.name, []).append(line)
         self._inputs = [n for n in model.graph.graph.nodes if n.op == "placeholder"]
-        output = next(n for n in model.graph.graph.nodes if n.op == "output")
-        self._returned = [node.name for node in output.all_input_nodes]
+        self._output = next(n for n in model.graph.graph.nodes if n.op == "output")
+        self._returned = [node.name for node in self._output.all_input_nodes]
         self._norms = {group[0]: group[1] for group in model.folded}
 
     def result(self) -> Forecast:
@@ -207,15 +243,42 @@ class _Forecasting:
                     }
                 )
             )
+        parts = self._parts()
+        model = next((part for part in parts if not part.path), None)
         return Forecast(
             operators=tuple(told),
-            inputs={node.name: shape_of(node) for node in self._inputs},
-            returned=tuple(
-                self._makers[name].unit.name for name in self._returned if name in self._makers
-            ),
+            inputs=_inputs_of(self._assembly) if model is None else model.inputs,
+            returned=() if model is None else model.returned,
             boundaries=len(crossings),
-            kept_macs=self._kept_macs,
+            parts=parts,
+            kept_code=_kept_code(self._assembly),
+            counted=bool(self._work),
         )
+
+    def _parts(self) -> tuple[CodePart, ...]:
+        shapes = {node.name: shape_of(node) for node in self._inputs}
+        parts = self._assembly.parts
+        results = self._output.args[0] if len(parts) > 1 else (self._output.args[0],)
+        found = []
+        for part, result in zip(parts, results, strict=True):
+            ends: list[Node] = []
+            torch.fx.node.map_arg(result, ends.append)
+            needed, waiting = set[str](), list(ends)
+            while waiting:
+                node = waiting.pop()
+                if node.name not in needed:
+                    needed.add(node.name)
+                    waiting += node.all_input_nodes
+            makers = (self._makers.get(node.name) for node in ends)
+            found.append(
+                CodePart(
+                    path=part.path,
+                    inputs={name: shapes[name] for name in part.placeholders},
+                    operators=tuple(x.unit.name for x in self._lines if x.value in needed),
+                    returned=tuple(dict.fromkeys(x.unit.name for x in makers if x is not None)),
+                )
+            )
+        return tuple(found)
 
     def _operator(self, line: _Line) -> Operator:
         unit, decision, node = line.unit, line.decision, line.unit.node
@@ -231,6 +294,7 @@ class _Forecasting:
             inputs=tuple(shape_of(source) for source in tensor_inputs(node)),
             shape=first_shape(line.last.value),
             macs=self._work.get(node.name, 0),
+            calls=node.meta.get(CALLS, 1),
             precision="int8" if decision.precision == "given" else decision.precision,
             lowering=decision.lowering,
             kernel=kernel_of(line.unit, decision, line.last),
@@ -299,6 +363,47 @@ class _Forecasting:
             elif kind == "dequantize" and name in read and operator.precision != "int8":
                 total += cost / len(in_float)
         return total
+
+
+def _inputs_of(assembly: Assembly) -> dict[str, tuple[int, ...]]:
+    """Of a model whose own code is kept."""
+    tensors = Call.of(assembly.model, assembly.example, {}).named
+    return {name: tuple(x.shape) for name, x in tensors.items() if isinstance(x, Tensor)}
+
+
+def _kept_code(assembly: Assembly) -> tuple[KeptCode, ...]:
+    """What is kept, with its work for the example."""
+    work: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    # The kept code that runs; nothing where that of a part does.
+    running: list[str | None] = [None]
+
+    def enter(owner: str | None, *_: object) -> None:
+        running.append(owner)
+        if owner is not None:
+            calls[owner] += 1
+
+    def visit(executed: Executed) -> None:
+        if running[-1] is not None:
+            work[running[-1]] += float_macs(executed)
+
+    owners: dict[str, str | None] = {kept.path: kept.path for kept in assembly.kept}
+    owners |= {part.path: None for part in assembly.parts}
+    hooks = []
+    for path, owner in owners.items() if assembly.kept else ():
+        module = assembly.model.get_submodule(path)
+        hooks.append(module.register_forward_pre_hook(partial(enter, owner)))
+        hooks.append(module.register_forward_hook(lambda *_: running.__delitem__(-1)))
+    try:
+        if hooks:
+            watch(assembly.model, assembly.example, visit)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(
+        KeptCode(path=path, reason=reason, calls=calls[path], macs=work[path])
+        for path, reason in {kept.path: kept.reason for kept in assembly.kept}.items()
+    )
 
 
 def _kinds(found: Iterable[Boundary]) -> tuple[Boundary, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qconvert.models.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED
+from qconvert.models.tracing import DIFFERS
 from qconvert.quantization.forecast import Operator
 
 
@@ -48,11 +49,60 @@ SQUEEZE = Topic(
 )
 KEPT = Topic(
     "kept as written",
-    "Rewrite the line that is named so that it does not depend on values of tensors (torch.where "
-    "or a mask for `if`, fixed sizes for shapes that are computed), or move it out of the layers "
-    "that are to be int8: code that is kept as written is float.",
+    "The modules that it calls are int8. Its own lines are float: move layers that they call as "
+    "functions into modules.",
     _never,
 )
+_ELSE = (
+    "or move it out of the layers that are to be int8: code that is kept as written is float, the "
+    "modules that it calls are converted."
+)
+# What the reasons for keeping code say, and what would help.
+_KEPT_ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        (DIFFERS,),
+        "If it goes the same way for all images, write {fixed}. Else rewrite the line that is "
+        "named so that it does not depend on values of tensors (torch.where or a mask for `if`, "
+        f"fixed sizes for shapes that are computed), {_ELSE}",
+    ),
+    (("listed in model.scripted",), "`model.scripted` asks for it: remove the name there."),
+    (
+        ("is called for none", "calls it for none"),
+        "If images of yours do reach it, put one of them among the calibration images.",
+    ),
+    (
+        ("numpy", "__array__", "ndarray"),
+        "Rewrite the line that is named with torch instead of numpy: numpy cannot be followed.",
+    ),
+    (
+        ("not installed as a submodule", "is not a child", "not a module of the model"),
+        "Put the layers into nn.ModuleList or nn.ModuleDict instead of a plain list or dict.",
+    ),
+    (
+        ("in place what it is given",),
+        "Compute a new tensor on the line that is named, instead of changing the one that is given "
+        "(y = x + 1 for x += 1).",
+    ),
+    (
+        ("which is not made of tensors", "no tensors", "other arguments for two images"),
+        "Give and return tensors, or tuples, lists and dicts of them, the same for any number of "
+        "images.",
+    ),
+)
+
+
+def kept_advice(path: str, reason: str) -> str:
+    """What would help a module whose code is kept for this reason."""
+    fixed = f"`model.fixed: {f'[{path}]' if path else 'all'}`"
+    for texts, advice in _KEPT_ADVICE:
+        if any(text in reason for text in texts):
+            return advice.format(fixed=fixed)
+    return (
+        "Rewrite the line that is named in torch's own functions, with layers in nn.ModuleList "
+        f"instead of a plain list and sizes as plain numbers, {_ELSE}"
+    )
+
+
 FOLLOWS = Topic(
     "follows its neighbours",
     "Nothing to change here: it becomes int8 when what is before it does.",

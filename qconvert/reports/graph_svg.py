@@ -28,7 +28,7 @@ _WORDS: dict[Paint, str] = {
     "int8": "int8, fixed ranges",
     "dynamic": "int8, dynamic ranges",
     "float": "float",
-    "other": "kept as written, or other",
+    "other": "kept as written, control flow",
     "end": "input or output",
 }
 _FONT = "'DejaVu Sans Mono', Menlo, Consolas, monospace"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qconvert.quantization.advice import Block
-from qconvert.quantization.forecast import Forecast, Operator
+from qconvert.quantization.forecast import Forecast, KeptCode, Operator
 from qconvert.quantization.lowering.file_graph import Form
 from qconvert.quantization.lowering.file_inspection import FileInspection
 from qconvert.reports.tables import Table, megabytes
@@ -19,6 +19,10 @@ FORMS: Mapping[Form, str] = {
     "boundary": "boundary",
     "other": "other",
 }
+# The topic of code that is kept (`quantization.topics`).
+KEPT = "kept as written"
+# The work of what only other images reach.
+NOT_FOR_THE_EXAMPLE = "not for the example"
 _BRIEF = {"batch_norm": "bn"}
 # Names in a list of paths that is read by people; the JSON has all.
 _SHOWN = 3
@@ -32,24 +36,55 @@ def forecast_tables(forecast: Forecast, blocks: Sequence[Block]) -> list[Table]:
 
 def operators_table(forecast: Forecast) -> Table:
     """A line for each operator."""
-    total = forecast.macs() or 1
-    rows = tuple(
+    named = {o.name.partition(":")[0] for o in forecast.operators if o.kept}
+    rows = [
+        (kept.path or "the model", "code", "", code_share(forecast, kept), "as written", "")
+        for kept in forecast.kept_code
+        if kept.path not in named
+    ]
+    rows += [
         (
             o.name,
             kinds_text(o),
             shape_text(o.shape[1:]),
-            f"{o.macs / total:.1%}" if o.macs else "",
+            work_share(forecast, o),
             _computed(o),
             _at(o),
         )
         for o in forecast.operators
-    )
+    ]
     columns = ("operator", "kind", "result", "work", "computed by", "boundary")
     note = (
         "work: share of the model's multiply-accumulates; boundary: between float and int8, before "
         "the operator or after it; kernels: quantized:: is the classic family, onednn:: the direct"
     )
-    return Table("What will become of each operator", columns, rows, note, words=True)
+    return Table("What will become of each operator", columns, tuple(rows), note, words=True)
+
+
+def work_share(forecast: Forecast, o: Operator) -> str:
+    """The share of the model's work, of code that is kept that of its own."""
+    if not o.calls:
+        return NOT_FOR_THE_EXAMPLE
+    if o.kept:
+        return share_text(forecast, own_work(forecast, o))
+    return share_text(forecast, o.macs) if forecast.counted else "not counted"
+
+
+def code_share(forecast: Forecast, code: KeptCode) -> str:
+    """The share of the model's work that is in code that is kept."""
+    return share_text(forecast, code.macs) if code.calls else NOT_FOR_THE_EXAMPLE
+
+
+def own_work(forecast: Forecast, o: Operator) -> int:
+    """Multiply-accumulates of an operator; of code that is kept, of its own."""
+    path = o.name.partition(":")[0]
+    kept = sum(kept.macs for kept in forecast.kept_code if kept.path == path)
+    return kept if o.kept else o.macs
+
+
+def share_text(forecast: Forecast, macs: int) -> str:
+    """Empty for no work at all."""
+    return f"{macs / forecast.macs():.1%}" if macs else ""
 
 
 def _computed(o: Operator) -> str:
@@ -90,14 +125,24 @@ def blocks_table(blocks: Sequence[Block]) -> Table:
         (
             "; ".join(_block_name(b) for b in found),
             _why(found),
-            f"{sum(b.macs_share for b in found):.1%} / {sum(b.time_share for b in found):.1%}",
+            _spent(found),
             found[0].advice,
         )
         for found in topics.values()
     )
     columns = ("block", "why it resists", "work / time", "what would help")
-    note = "work: share of multiply-accumulates; time: share of the estimate, boundaries included"
+    note = (
+        "work: share of multiply-accumulates, of code that is kept that of its own; time: share of "
+        "the estimate, boundaries included, which knows nothing of code that is kept"
+    )
     return Table("Blocks that resist int8", columns, rows, note, words=True)
+
+
+def _spent(blocks: Sequence[Block]) -> str:
+    work = f"{sum(b.macs_share for b in blocks):.1%}"
+    if blocks[0].topic == KEPT:
+        return f"{work} / not estimated"
+    return f"{work} / {sum(b.time_share for b in blocks):.1%}"
 
 
 def _block_name(b: Block) -> str:
@@ -110,7 +155,8 @@ def _why(blocks: Sequence[Block]) -> str:
     reasons = list(dict.fromkeys(reason for b in blocks for reason in b.reasons))
     more = f"; and {len(reasons) - 2} more" if len(reasons) > 3 else ""
     shown = "; ".join(reasons[: 2 if more else 3])
-    return f"{blocks[0].topic}: {some(kinds)}. {shown}{more}"
+    what = f": {some(kinds)}." if kinds and blocks[0].topic != KEPT else ":"
+    return f"{blocks[0].topic}{what} {shown}{more}"
 
 
 def file_tables(found: FileInspection, manifest: Mapping[str, Any] | None) -> list[Table]:

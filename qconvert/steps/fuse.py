@@ -17,6 +17,7 @@ from qconvert.errors import (
     ImageSizeError,
     ModelInputError,
     NotFiniteImageError,
+    UnsupportedError,
 )
 from qconvert.images.preprocess import Inputs, shapes_of
 from qconvert.measurement.accuracy import check_classes
@@ -25,6 +26,7 @@ from qconvert.measurement.difference import relative_difference
 from qconvert.models.checkpoint_file import checkpoint_digest
 from qconvert.models.graph import check_inputs
 from qconvert.models.outputs import ONLY, are_answers, choose, only, tensors
+from qconvert.models.tracing import DIFFERS
 from qconvert.steps.session import FUSE_RECORD, LIBRARY_PREPROCESS, Session
 from qconvert.user_code import digests_now, guarded
 from qconvert.workspace import digest, write_atomically
@@ -126,9 +128,13 @@ def kept_lines(record: dict[str, Any]) -> list[str]:
     lines = [f"as written, in float: {kept['name']}: {kept['reason']}" for kept in record["kept"]]
     if lines:
         lines.append(
-            "the modules that this code calls are converted; if it goes the same way for all "
-            "images, `model.fixed` with these names (or `fixed: all`) converts it too; "
-            "`model.scripted` with them refuses any more of it"
+            "the modules that this code calls are converted; `model.scripted` with its names "
+            "refuses any more of it"
+        )
+    if any(DIFFERS in kept["reason"] for kept in record["kept"]):
+        lines.append(
+            "if it goes the same way for all images, `model.fixed` with its names (or `fixed: "
+            "all`) converts it too"
         )
     lines += [f"as for the example's size: {place}" for place in record["sized"]]
     return lines
@@ -171,6 +177,7 @@ def _float_result(session: Session) -> Any:
     """What the float model returns for the example; and proves that it reads the other sizes."""
     try:
         result = _run_float(session, session.example)
+        _check_repeatable(result, _run_float(session, session.example))
         for path in session.extremes:
             _run_float(session, session.read(path))
     except ModelInputError as error:
@@ -183,6 +190,15 @@ def _float_result(session: Session) -> Any:
             where=str(session.evaluation_images.root),
         ) from error
     return result
+
+
+def _check_repeatable(first: Any, second: Any) -> None:
+    if not are_detections(first) and relative_difference(tensors(first), tensors(second)) > 0.01:
+        raise UnsupportedError(
+            "the model gives another result for the same image each time: it draws random numbers",
+            where="model.source",
+            fix="let it draw none in eval mode, as by F.dropout(x, p, training=self.training)",
+        )
 
 
 def _run_float(session: Session, inputs: Inputs) -> Any:
@@ -236,7 +252,7 @@ def _difference(session: Session, *models: Callable[..., Any]) -> tuple[float, f
             if not assembly.whole:
                 difference = max(difference, _parts_difference(session, inputs))
             for model in models:
-                found = _result(model, inputs)
+                found = _result(session, model, inputs)
                 if not are_detections(result):  # of which a rounding may choose others
                     difference = max(difference, relative_difference(original, found))
     tolerance = TOLERANCE
@@ -279,17 +295,19 @@ def _own_rounding(session: Session) -> float:
     return difference
 
 
-def _result(model: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
+def _result(session: Session, model: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor]:
     """Raises FusionError when the traced model fails where the original did not."""
     try:
         return tensors(model(*inputs))
-    except RuntimeError as error:
-        shapes = shapes_of(inputs)
+    except torchscript.RUN_ERRORS as error:
+        several = len(inputs[0]) > len(session.example[0])
         raise FusionError(
-            f"the traced model fails at {shapes}, where the original works: "
+            f"the traced model fails at {shapes_of(inputs)}, where the original works: "
             f"{str(error).strip().splitlines()[-1]}",
             where="fuse",
-            fix="set `data.preprocess.resize: [height, width]`, so that all inputs have one size",
+            fix="let the model's code not depend on the number of images"
+            if several
+            else "set `data.preprocess.resize: [height, width]`, so that all inputs have one size",
         ) from error
 
 

@@ -31,7 +31,10 @@ class Foretold:
 
 
 def foretell(session: Session) -> Foretold:
-    """The planner's decisions for a qconfig, as today's code takes them."""
+    """The planner's decisions for a qconfig, as today's code takes them.
+
+    Raises UnsupportedError for code that is kept, if TorchScript cannot compile it.
+    """
     section = session.config.quantization
     timings = recorded_timings(session)
     if section.decide == "measure" and timings is None:
@@ -42,7 +45,9 @@ def foretell(session: Session) -> Foretold:
     model = session.float_model.module
     with session.voice.busy("fusing and deciding"):
         fused = session.fused
-        kept = tuple((part.path, part.reason) for part in getattr(fused, "kept", ()))
+        kept = tuple({part.path: part.reason for part in fused.kept}.items())
+        if kept:
+            fused.assembly.original()
         paths = frozenset(path for path, _ in kept)
         found = forecast(fused, section, costs_by(session, timings), paths, session.example)
     blocks = resisting_blocks(found, lambda path: _class_name(model, path), kept)

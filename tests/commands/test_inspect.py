@@ -92,8 +92,59 @@ def test_code_that_is_kept_as_written_is_named_with_its_line(project: Project) -
     assert "network.py:10: if x.mean() > -1e9:" in kept["reason"]
     first = told["blocks"][0]
     assert (first["topic"], first["block"], first["paths"]) == ("kept as written", "Picky", ["2"])
-    assert first["macs_share"] > 0.3
-    assert [row.get("class") for row in rows(project.folder / "graph.svg")].count("other") == 1
+    assert first["macs_share"] == 0  # the convolution that it calls is converted
+    assert "model.fixed: [2]" in first["advice"]
+    assert [part["path"] for part in told["parts"]] == ["", "2.conv"]
+    drawn = rows(project.folder / "graph.svg")
+    # The code's begin and end, with what it calls between them.
+    kinds = [row.get("class") for row in drawn]
+    names = [row.findtext(f"{SVG}text") for row in drawn]
+    begin, end = (i for i, kind in enumerate(kinds) if kind == "other")
+    assert names[begin : end + 1] == ["2", "· 2.conv", "2"]
+    assert kinds.count("end") == 2  # what the convolution reads is no input of the model
+
+
+WHOLE = PICKY.replace("nn.Sequential(", "Whole(").replace(
+    "class Picky",
+    """class Whole(nn.Sequential):
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        if x.mean() > 1e9:
+            x = -x
+        return x
+
+class Picky""",
+)
+
+
+def test_code_of_the_model_itself_is_drawn_around_its_parts(project: Project) -> None:
+    (project.folder / "network.py").write_text(WHOLE)
+    project.qconfig(model={"source": "network.py:network"})
+    result = project.run("inspect", "--json", "--svg", "graph.svg")
+    assert result.code == 0, result.err
+    told = json.loads(result.out)
+    assert list(told["inputs"]) == ["input"] or list(told["inputs"]) == ["x"]
+    names = [row.findtext(f"{SVG}text") for row in rows(project.folder / "graph.svg")]
+    assert (names[1], names[-2], names[-1]) == ("the model", "the model", "output")
+    assert "· 0" in names
+    assert "· · 2.conv" in names
+
+
+NEVER = PICKY.replace("> -1e9", "> 1e9").replace(
+    "        return x",
+    """        names = {str(i): x for i in range(2)}
+        return names["{}".format(*["1"])]""",
+)
+
+
+def test_code_that_torchscript_cannot_compile_is_refused_as_convert_does(project: Project) -> None:
+    (project.folder / "network.py").write_text(NEVER)
+    project.qconfig(model={"source": "network.py:network"})
+    result = project.run("inspect")
+    assert result.code != 0
+    assert "TorchScript cannot compile it" in result.err
+    assert project.run("convert", "--quiet").err.splitlines()[-2:] == result.err.splitlines()[-2:]
 
 
 def test_own_file_is_told_with_its_manifest(finished: Project) -> None:
@@ -133,6 +184,15 @@ def damaged(path: Path) -> None:
             archive.writestr(f"m/{name}", "3\n")
 
 
+def flipped(path: Path) -> None:
+    """Some bytes of a weight are others."""
+    layer = nn.Conv2d(3, 8, 3).eval()
+    script = torchscript.trace(layer, [torch.rand(1, 3, 8, 8)])
+    data, weight = torchscript.to_bytes(script), layer.weight.detach().numpy().tobytes()
+    assert weight in data
+    path.write_bytes(data.replace(weight, bytes(8) + weight[8:]))
+
+
 @pytest.mark.parametrize(
     ("make", "name", "says"),
     [
@@ -140,6 +200,8 @@ def damaged(path: Path) -> None:
         (lambda p: p.mkdir(), "folder.pt", "cannot be read: Is a directory"),
         (lfs, "m.pt", "is a pointer of Git LFS"),
         (cut, "m.pt", "is a damaged or cut-off archive"),
+        (flipped, "m.pt", "is a damaged TorchScript file: the check sum of"),
+        (lambda p: torch.save(nn.ReLU(), p), "m.pt", "is a whole pickled module, not weights"),
         (damaged, "m.pt", "is a TorchScript file that torch cannot load"),
         (lambda p: torch.save({"w": torch.ones(3)}, p), "w.pth", "is a checkpoint that torch.save"),
         (

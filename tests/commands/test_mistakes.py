@@ -191,6 +191,38 @@ def network():
 """
 
 
+# A line that torch.fx cannot trace, and one that TorchScript cannot compile.
+TURNED = ("if x.sum() > 0:", "    return x", "return -x")
+NO_SCRIPT = ("names = {str(i): x for i in range(2)}", "return names['{}'.format(*['1'])]")
+INNER = """\
+from torch import nn
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 3, 3)
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3))
+        names = {"a": x}
+        if x.sum() > 0:
+            x = -x
+        return names["{}".format(*["a"])] + x
+
+class network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 3), Inner()
+
+    def forward(self, x):
+        return self.inner(self.stem(x))
+"""
+TRACED = (
+    "torch.fx cannot trace its code: its code asks whether something in a tensor is so, which "
+    "differs from image to image"
+)
+
+
 def forward(*lines: str, inputs: str = "x") -> Mistake:
     """A model of one convolution, and what its `forward` does (from line 9 of network.py)."""
     head = """\
@@ -243,7 +275,10 @@ KINDS = {
     "not-finite": (4, "images",
         "remove the image; if all are named, correct the weights or `data.preprocess`"),
     "untraceable": (5, "conversion",
-        "make this line independent of the tensors' values and shapes"),
+        "move the layers into modules of their own, which this code calls; or, if it goes the same "
+        "way for all images, write `model.fixed: all`"),
+    "unsupported": (5, "conversion",
+        "name a callable that builds the model without it"),
     "verification": (5, "conversion",
         "give the trained weights with `model.checkpoint`, and images that differ"),
 }  # fmt: skip
@@ -670,11 +705,35 @@ TABLE = [
         fix="choose one of logits, features"),
 
     # ---- the conversion
-    row("control flow",
-        forward("x = self.conv(x).flatten(1)", "if x.sum() > 0:", "    return x", "return -x"),
+    row("no module below code that cannot be traced",
+        forward("x = nn.functional.conv2d(x, self.conv.weight).flatten(1)", *TURNED),
         "untraceable",
-        "model.source: torch.fx cannot trace the model: symbolically traced variables cannot be "
-        "used as inputs to control flow (<project>/network.py:10: if x.sum() > 0:)"),
+        f"model.source: the model: {TRACED} (<project>/network.py:10: if x.sum() > 0:); and no "
+        "module below it that can be traced has a convolution or a linear layer"),
+    row("code that cannot be compiled either",
+        forward("x = self.conv(x).flatten(1)", "if x.sum() > 0:", "    x = -x", *NO_SCRIPT),
+        "unsupported",
+        f"model.source: the model: {TRACED} (<project>/network.py:10: if x.sum() > 0:); and "
+        "TorchScript cannot compile it: <...> (<project>/network.py:13)",
+        fix="if its code goes the same way for all images, write `model.fixed: all`; else write "
+        "it in the part of Python that TorchScript knows"),
+    row("module that cannot be compiled either",
+        both(source(INNER), model(source="network.py:network", answers="none")),
+        "unsupported",
+        f"model.source: inner: {TRACED} (<project>/network.py:11: if x.sum() > 0:); and "
+        "TorchScript cannot compile it: <...> (<project>/network.py:13)",
+        fix="if its code goes the same way for all images, write `model.fixed: [inner]`; else "
+        "write it in the part of Python that TorchScript knows"),
+    row("code to be kept that is not listed",
+        both(source(INNER), model(source="network.py:network", scripted=[])),
+        "untraceable",
+        f"model.source: inner: {TRACED} (<project>/network.py:11: if x.sum() > 0:)",
+        fix="add its name to `model.scripted` (or write `scripted: auto`) to convert the rest of "
+        "the model, or make this line independent of what is in the tensors"),
+    row("unknown modules to keep and to fix",
+        edit(("  source:", "  scripted: ['2.conv3']\n  fixed: [block]\n  source:")), "qconfig",
+        "my.yaml: model.scripted: the model has no module '2.conv3'; did you mean '2.conv2'?",
+        "my.yaml: model.fixed: the model has no module 'block'"),
     row("untrained", changed(lambda state: {k: torch.zeros_like(v) for k, v in state.items()}),
         "verification",
         "verification: the int8 file gives the same output for all images, and the float model "

@@ -1,4 +1,4 @@
-"""What a model is divided into: the largest modules that can be traced, and the code that cannot."""
+"""What a model is divided into: the largest modules that can be traced, and code that cannot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from qconvert.models.division import Wishes
 from qconvert.models.fusion import fuse
 from qconvert.models.graph import capture
 from qconvert.models.operators import operator_name
-
 
 # The parts of divided.Routes.
 ROUTES = ("one", "other")
@@ -126,7 +125,10 @@ def test_kept_code_has_its_reason_with_the_line() -> None:
 def test_module_that_gets_a_list_of_images_is_no_part() -> None:
     """Its list is as long as the batch: a part has a fixed number of inputs."""
     found = {kept.path: kept.reason for kept in assembly_of(captured(divided.EachImage)).kept}
-    assert "it is called with other arguments for two images than for one" in found["rows"]
+    assert (
+        "it is called with other arguments for other images, or for two than for one"
+        in found["rows"]
+    )
 
 
 def test_model_without_such_code_is_whole() -> None:
@@ -188,7 +190,7 @@ def test_listed_modules_are_kept_though_they_can_be_traced() -> None:
 def test_list_of_kept_modules_is_complete() -> None:
     wishes = Wishes(scripted=frozenset({"routes"}))
     assert kept(assembly_of(captured(divided.GateInside, wishes))) == ["routes"]
-    with pytest.raises(UntraceableError, match="body.routes: torch.fx cannot trace its code") as error:
+    with pytest.raises(UntraceableError, match=r"body\.routes: torch.fx cannot trace") as error:
         captured(divided.Nested, Wishes(scripted=frozenset({"again.routes"})))
     assert "model.scripted" in (error.value.fix or "")
     assert not any("again.routes" in fact for fact in error.value.facts)
@@ -249,10 +251,12 @@ class Many(nn.Module):
 
 
 def test_all_modules_of_a_class_that_cannot_be_traced_are_kept() -> None:
-    found = assembly_of(captured(Many, others=[0.1] * 30))
-    assert sorted(kept(found)) == [f"blocks.{i}" for i in range(6)]
-    assert set(calls(found)) == {"", *(f"blocks.{i}.{p}" for i in range(6) for p in ROUTES)}
-    assert all("differs from image to image" in kept.reason for kept in found.kept)
+    found = assembly_of(captured(Many))
+    blocks = {kept.path: kept.reason for kept in found.kept if kept.path.count(".") == 1}
+    assert sorted(blocks) == [f"blocks.{i}" for i in range(6)]
+    assert all("differs from image to image" in reason for reason in blocks.values())
+    # Below each there is the branch that the example takes, at least.
+    assert {path.rpartition(".")[0] for path in calls(found)} == {"", *blocks}
 
 
 class Recurrent(nn.Module):
@@ -267,7 +271,6 @@ class Recurrent(nn.Module):
         return self.out(y[:, -1])
 
 
-@pytest.mark.xfail(strict=True, reason="a layer that is a part is traced through its own code")
 def test_layer_that_is_a_part_stays_a_layer() -> None:
     graph = captured(Recurrent)
     modules = [graph.get_submodule(n.target) for n in graph.graph.nodes if n.op == "call_module"]

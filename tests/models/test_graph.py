@@ -261,7 +261,7 @@ class Branch(nn.Module):
 
 def test_untraceable_line_of_the_user_is_named():
     line = inspect.getsourcelines(Branch.forward)[1] + 1
-    with pytest.raises(UntraceableError, match="cannot trace the model") as caught:
+    with pytest.raises(UntraceableError, match="cannot trace its code") as caught:
         capture(nn.Sequential(Branch()), [example()])
     assert f"{__file__}:{line}: return x if x.sum() > 0 else -x" in str(caught.value)
 

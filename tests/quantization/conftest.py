@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Converted:
 
     def file(self, path: Path) -> Path:
         """The TorchScript file."""
-        script = torchscript.freeze(torchscript.trace(self.model, [self.images[:1]]))
+        script = torchscript.freeze(self.fused.assembly.script(self.model))
         path.write_bytes(torchscript.to_bytes(script))
         return path
 
@@ -52,7 +52,8 @@ class Converted:
     def sqnr_db(self, forms: str = "model") -> float:
         """Of a form's outputs against the original's, in dB."""
         with torch.inference_mode():
-            want, have = self.original(self.images), getattr(self, forms)(self.images)
+            run = self.fused.assembly.eager(getattr(self, forms))
+            want, have = self.original(self.images), run(self.images)
         return float(10 * torch.log10(want.square().sum() / (want - have).square().sum()))
 
     def operator(self, name: str) -> PlannedOperator:
@@ -70,13 +71,20 @@ def image_set(tmp_path: Path, save_image: Callable[..., Path]) -> ImageSet:
 
 @pytest.fixture
 def converted(image_set: ImageSet, trained: Callable[[nn.Module], nn.Module]):
-    """Converts a network that takes (N, 3, 24, 24), with these quantization settings."""
+    """Converts a network that takes (N, 3, 24, 24), with these quantization settings. `example` and
+    `others` are other images than those of the calibration, to look at its code with."""
 
-    def convert(network: Callable[[], nn.Module], **settings: object) -> Converted:
+    def convert(
+        network: Callable[[], nn.Module],
+        example: Tensor | None = None,
+        others: Sequence[Tensor] = (),
+        **settings: object,
+    ) -> Converted:
         torch.manual_seed(0)
         original = trained(network())
         images = torch.cat([READ(path)[0] for path in image_set.files])
-        fused = fuse(capture(original, [images[:1]]))
+        shown = images[:1] if example is None else example
+        fused = fuse(capture(original, [shown], None, lambda: [[x] for x in others]))
         # Such small networks are faster in float; what is tested is int8.
         section = QuantizationSection.model_validate({"decide": "int8", **settings})
         split = split_pairs(fused, asked_for(fused, section))

@@ -27,10 +27,7 @@ class Gate(nn.Module):
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.mean() > 0:
-            y = self.bright(x) + 1
-        else:
-            y = self.dark(x) - 1
+        y = self.bright(x) + 1 if x.mean() > 0 else self.dark(x) - 1
         return self.head(y.mean((2, 3)))
 
 

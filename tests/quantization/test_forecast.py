@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import divided
 import networks
 import pytest
 import torch
@@ -16,6 +17,8 @@ from qconvert.quantization import costs
 from qconvert.quantization.advice import Block, resisting_blocks
 from qconvert.quantization.forecast import Forecast, forecast
 from qconvert.quantization.lowering.coverage import count
+from qconvert.reports.inspection_pictures import forecast_picture
+from qconvert.reports.inspection_tables import operators_table
 
 
 def foretold(result, **settings: object) -> Forecast:
@@ -177,4 +180,41 @@ def test_what_is_kept_as_written_comes_first_with_its_line(converted) -> None:
     first, *_ = resisting(result, foretold(result), kept)
     assert (first.topic, first.paths) == ("kept as written", ("3",))
     assert "net.py:12" in first.reasons[0]
-    assert "torch.where" in first.advice
+    assert "torch.where" not in first.advice
+    differs = (("3", "its code asks whether something in a tensor is so, which differs from image "
+                "to image (net.py:12: if x.sum() > 0:)"),)  # fmt: skip
+    assert "`model.fixed: [3]`" in resisting(result, foretold(result), differs)[0].advice
+
+
+def test_what_is_called_by_kept_code_is_a_part_with_its_own_inputs(converted) -> None:
+    found = foretold(converted(divided.GateInside))
+    model, *inner = found.parts
+    assert list(found.inputs) == list(model.inputs)
+    assert found.returned == ("head",)
+    assert {part.path for part in inner} <= {"routes.one", "routes.other"}
+    assert all(not found.inputs.keys() & part.inputs.keys() for part in inner)
+    (code,) = (code for code in found.kept_code if code.path == "routes")
+    assert (code.calls, code.macs) == (1, 0)
+    picture = forecast_picture(found, "m")
+    read = {edge.target for edge in picture.edges}
+    inputs = [i for i, row in enumerate(picture.rows) if i not in read]
+    assert [picture.rows[i].columns[0] for i in inputs] == list(found.inputs)
+    assert all(edge.source < edge.target for edge in picture.edges)
+
+
+def test_work_of_code_that_is_kept_is_its_own(converted) -> None:
+    found = foretold(converted(divided.Work))
+    (code,) = found.kept_code
+    assert (code.path, code.macs) == ("", 24 * 24 * 5 * 4)
+    assert found.macs("float32") == code.macs
+    assert found.returned == ()
+
+
+def test_part_that_only_other_images_reach_is_said_to_be_so(converted) -> None:
+    dark, bright = -torch.ones(1, 3, 24, 24), torch.ones(1, 3, 24, 24)
+    found = foretold(converted(divided.Gate, example=dark, others=[bright]))
+    (layers,) = [[o for o in found.operators if o.name.startswith("bright")]]
+    assert layers
+    assert {(o.calls, o.macs) for o in layers} == {(0, 0)}
+    shown = {row[0]: row[3] for row in operators_table(found).rows}
+    assert {shown[o.name] for o in layers} == {"not for the example"}

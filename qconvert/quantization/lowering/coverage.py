@@ -147,17 +147,17 @@ def check_against_plan(
 
 
 def _twins(plan: Plan) -> Counter[Counted]:
-    """How many operators without a weight TorchScript may have left out when it froze the file:
-    they read what another reads and are held as its result is (batch norms of a network that was
-    never trained)."""
-    groups: Counter[tuple[Any, ...]] = Counter(
-        (o.precision, o.kernel, o.inputs, plan.tensors.get(o.value))
-        for o in plan.operators
-        if o.kernel in _KERNELS
-    )
+    """How many operators TorchScript may have left out when it froze the file: they read what
+    another reads and are held as its result is (a layer that is called twice with the same value,
+    batch norms of a network that was never trained)."""
+    groups: Counter[tuple[Any, ...]] = Counter()
+    for o in plan.operators:
+        own = None if o.kernel in _KERNELS else o.name.partition(":")[0]
+        line = _comparable(Counted(o.precision, o.kernel or "", o.macs // max(o.calls, 1)), plan)
+        groups[line, o.inputs, own, plan.tensors.get(o.value)] += 1
     found: Counter[Counted] = Counter()
-    for (precision, kernel, *_), number in groups.items():
-        found[_comparable(Counted(precision, kernel, 0), plan)] += number - 1
+    for (line, *_), number in groups.items():
+        found[line] += number - 1
     return found
 
 

@@ -26,8 +26,22 @@ _LAYOUT = ("aten::contiguous",)
 _DIRECT = "onednn::q"
 # The scalar types, as an operator's argument, in which oneDNN's kernels return float.
 _FLOAT_TYPES = (5, 6, 7, 15)
-# Nodes without a value of their own that hold blocks or calls.
-_FLOW = ("prim::If", "prim::Loop", "prim::fork", "prim::CallMethod", "prim::CallFunction")
+# Control flow, which holds blocks, and nodes without a value of their own that call something.
+_BLOCKS = ("prim::If", "prim::Loop")
+_CALLS = ("prim::fork", "prim::CallMethod", "prim::CallFunction")
+_FLOW = (*_BLOCKS, *_CALLS)
+# They put values into a list, dict or object, whose later readers read them, too.
+_FILLING = ("aten::append", "aten::extend", "aten::insert", "aten::_set_item", "prim::SetAttr")
+# They hand over what is in a list, and compute nothing.
+_HANDING = ("aten::__getitem__", "aten::list", "aten::pop", "aten::values")
+# Numbers that they tell of a tensor are not computed from what is in it.
+_SIZES = (
+    "aten::size", "aten::dim", "aten::len", "aten::numel", "aten::stride", "aten::__is__",
+    "aten::is_floating_point", "aten::__isnot__", "prim::dtype", "prim::device", "prim::layout",
+    "prim::is_quantized", "prim::is_nested", "prim::requires_grad", "prim::shape",
+)  # fmt: skip
+# Of the blocks of an If and of a Loop.
+Branch = Literal["then", "else", "loop"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,10 @@ class FileOperator:
 
     `name` is the path of the module whose weight it reads, empty where the file does not tell.
     `reads` are the numbers of the operators that it reads, those of inputs are below zero. `depth`
-    counts the blocks of control flow around it.
+    counts the blocks of control flow around it, `branch` is the innermost of them.
+
+    Branches and loops are operators themselves, before those in them: they read what they ask, and
+    what goes through them; who reads their result reads them and what is computed in them.
     """
 
     kind: str
@@ -45,14 +62,21 @@ class FileOperator:
     reads: tuple[int, ...]
     depth: int
     returns_int8: bool
+    branch: Branch | None = None
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it is a branch or a loop."""
+        return self.kind in _BLOCKS
 
 
 @dataclass
 class _Known:
-    """Of a value in the graph: the operators it comes from, whether it is int8, the path of the
-    parameter that it is."""
+    """Of a value in the graph: the operators it comes from, those whose sizes it is computed from,
+    whether it is int8, the path of the parameter that it is."""
 
     makers: set[int] = field(default_factory=set)
+    sizes: set[int] = field(default_factory=set)
     int8: bool = False
     path: str = ""
 
@@ -71,21 +95,27 @@ class FileGraph:
         """How many operators of each kind there are in each form, the most frequent first."""
         found: dict[Form, Counter[str]] = {}
         for operator in self.operators:
-            if operator.kind not in _FLOW or operator.kind.startswith("prim::Call"):
+            if operator.kind not in (*_BLOCKS, "prim::fork"):
                 found.setdefault(operator.form, Counter())[operator.kind] += 1
         return {form: dict(kinds.most_common()) for form, kinds in found.items()}
 
-    def named(self, names: Iterable[tuple[str, str]]) -> FileGraph:
+    def named(self, names: Iterable[tuple[str, str]], planned: bool = False) -> FileGraph:
         """With names for those that have none, from pairs of kind and name in the order of the
-        graph; only where there are as many of a kind."""
+        graph; only where there are as many of a kind.
+
+        In the order of a plan, what is in branches or after them may stand elsewhere. It has a name
+        where it is the last one left of its kind.
+        """
         given: dict[str, list[str]] = {}
         for kind, name in names:
             given.setdefault(kind, []).append(name)
         counts = Counter(operator.kind for operator in self.operators)
-        queues = {k: iter(v) for k, v in given.items() if len(v) == counts[k]}
-        told = []
+        left = {k: v for k, v in given.items() if len(v) == counts[k]}
+        straight, told = True, []
         for operator in self.operators:
-            name = next(queues[operator.kind]) if operator.kind in queues else ""
+            straight = straight and not (planned and operator.is_flow)
+            queue = left.get(operator.kind, [])
+            name = queue.pop(0) if queue and (straight or len(queue) == 1) else ""
             told.append(replace(operator, name=operator.name or name))
         return replace(self, operators=tuple(told))
 
@@ -104,7 +134,7 @@ class _Reading:
         inputs = [v for v in graph.inputs() if _holds_tensors(v)]
         for i, value in enumerate(inputs):
             self._known[value.debugName()] = _Known({-1 - i})
-        self._block(graph, 0)
+        self._block(graph, 0, None)
         ends = [self._of(v) for v in graph.outputs()]
         returned = sorted({maker for known in ends for maker in known.makers if maker >= 0})
         names = tuple(value.debugName() for value in inputs)
@@ -113,20 +143,26 @@ class _Reading:
     def _of(self, value: Any) -> _Known:
         return self._known.setdefault(value.debugName(), _Known())
 
-    def _block(self, block: Any, depth: int) -> None:
+    def _block(self, block: Any, depth: int, branch: Branch | None) -> None:
         for node in block.nodes():
             if node.kind() == "prim::GetAttr":
                 owner = self._of(node.inputsAt(0)).path
                 path = f"{owner}.{node.s('name')}" if owner else node.s("name")
-                self._known[node.outputsAt(0).debugName()] = _Known(path=path)
-            elif node.kind() == "aten::append":  # a list's later readers read it, too
-                self._of(node.inputsAt(0)).makers |= self._of(node.inputsAt(1)).makers
+                held = self._of(node.inputsAt(0))  # an object of the code's own, or a module
+                self._known[node.outputsAt(0).debugName()] = _Known(
+                    set(held.makers), set(held.sizes), path=path
+                )
+            elif node.kind() in _BLOCKS:
+                self._flow(node, depth, branch)
             else:
-                self._node(node, depth)
+                self._node(node, depth, branch)
 
-    def _node(self, node: Any, depth: int) -> None:
+    def _node(self, node: Any, depth: int, branch: Branch | None) -> None:
         kind, read = node.kind(), [self._of(v) for v in node.inputs()]
         makers = {maker for known in read for maker in known.makers}
+        sizes = {maker for known in read for maker in known.sizes}
+        if kind in _FILLING:
+            read[0].makers |= makers
         outputs = list(node.outputs())
         tensors = any(map(_holds_tensors, outputs))
         path = max(
@@ -138,34 +174,55 @@ class _Reading:
             kind.startswith("prim::") and any(known.int8 for known in read)
         )
         own = tensors and bool(makers) and (not kind.startswith("prim::") or kind in _FLOW)
-        own = own and kind != "aten::__getitem__"
+        own = own and kind not in _FILLING and kind not in _HANDING
         if own:
             form, int8 = _form(node, int8)
             name = path.rpartition(".")[0] or path
-            self._found.append(FileOperator(kind, form, name, tuple(sorted(makers)), depth, int8))
-            makers, path = {len(self._found) - 1}, ""
-        self._blocks(node, makers if own else set(), depth)
+            self._found.append(
+                FileOperator(kind, form, name, tuple(sorted(makers)), depth, int8, branch)
+            )
+            makers, sizes, path = {len(self._found) - 1}, set(), ""
+        elif kind in _SIZES:
+            makers, sizes = set(), makers | sizes
         for value in outputs:
-            known = self._known.get(value.debugName())
-            if known is None or not known.makers:
-                self._known[value.debugName()] = _Known(
-                    set(makers) if tensors else set(), int8, path
-                )
+            self._known[value.debugName()] = _Known(set(makers), set(sizes), int8, path)
 
-    def _blocks(self, node: Any, around: set[int], depth: int) -> None:
-        """The nodes of If and Loop; what they read from outside is known by then."""
-        carried = list(node.inputs())[2:] if node.kind() == "prim::Loop" else []
-        for block in node.blocks():
+    def _flow(self, node: Any, depth: int, branch: Branch | None) -> None:
+        """A branch or a loop and what is in it; nothing, if that computes and chooses nothing (a
+        check that raises)."""
+        loop, number = node.kind() == "prim::Loop", len(self._found)
+        self._found.append(FileOperator(node.kind(), "other", "", (), depth, False, branch))
+        inputs = [self._of(value) for value in node.inputs()]
+        asked, carried = (inputs[:2], inputs[2:]) if loop else (inputs, [])
+        results = [_Known(set(k.makers), set(k.sizes), k.int8, k.path) for k in carried]
+        results = results or [_Known() for _ in node.outputs()]
+        for i, block in enumerate(node.blocks()):
             for inner, outer in zip(list(block.inputs())[1:], carried, strict=False):
-                self._known[inner.debugName()] = self._of(outer)
-            self._block(block, depth + 1)
-            ends = list(block.outputs())[1 if carried else 0 :]
-            for outer, end in zip(node.outputs(), ends, strict=False):
-                before = self._known.get(outer.debugName(), _Known())
-                self._known[outer.debugName()] = _Known(
-                    around or before.makers | self._of(end).makers,
-                    before.int8 or self._of(end).int8,
-                )
+                self._known[inner.debugName()] = outer
+            self._block(block, depth + 1, "loop" if loop else ("then", "else")[i])
+            ends = [self._of(value) for value in block.outputs()]
+            asked += ends[:1] if loop else []
+            for result, end in zip(results, ends[1:] if loop else ends, strict=True):
+                result.makers |= end.makers
+                result.sizes |= end.sizes
+                result.int8 = result.int8 or end.int8
+        reads = {maker for known in asked for maker in known.makers | known.sizes}
+        tensors = [_holds_tensors(value) for value in node.outputs()]
+        empty = len(self._found) == number + 1 and not any(tensors)
+        if empty:
+            del self._found[number]
+        else:
+            reads |= {maker for result in results for maker in result.makers}
+            int8 = any(result.int8 for result in results)
+            outside = tuple(sorted(maker for maker in reads if maker < number))
+            row = replace(self._found[number], reads=outside, returns_int8=int8)
+            self._found[number] = row
+        for value, result in zip(node.outputs(), results, strict=True):
+            if empty:
+                result.makers |= {m for known in asked for m in known.makers}
+            else:
+                result.makers = {number, *(m for m in result.makers if m > number)}
+            self._known[value.debugName()] = result
 
 
 def _form(node: Any, reads_int8: bool) -> tuple[Form, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from qconvert.models.model_file import ModelFile
 from qconvert.quantization.kernels import DYNAMIC
 from qconvert.quantization.lowering import coverage
 from qconvert.quantization.lowering.engines import Need, needs
-from qconvert.quantization.lowering.file_graph import FileGraph, Form, read_graph
+from qconvert.quantization.lowering.file_graph import Branch, FileGraph, Form, read_graph
 from qconvert.records import Record
 
 # By kind: the shape of each result, and its multiply-accumulates where they are counted.
@@ -36,7 +37,8 @@ class FileCoverage(Record):
 
 
 class DrawnOperator(Record):
-    """A row of the file's graph. `reads` are numbers of rows, those of inputs below zero."""
+    """A row of the file's graph. `reads` are numbers of rows, those of inputs below zero. `depth`
+    counts the branches and loops around it, `branch` is the innermost."""
 
     name: str
     kind: str
@@ -45,6 +47,8 @@ class DrawnOperator(Record):
     macs: int | None
     reads: tuple[int, ...]
     returns_int8: bool
+    depth: int
+    branch: Branch | None
 
 
 class FileInspection(Record):
@@ -69,7 +73,11 @@ def inspect_file(file: ModelFile, shapes: Sequence[tuple[int, ...]] = ()) -> Fil
     written = read_graph(file.module.inlined_graph)
     operators = written.kinds()
     frozen = _frozen(file.module)
-    drawn = written if frozen is None else _named(read_graph(frozen.graph), written, file.manifest)
+    drawn = written
+    if frozen is not None:
+        bare = read_graph(frozen.graph)
+        if _loops(bare) == _loops(written):  # freezing unrolls short ones
+            drawn = _named(bare, written, file.manifest)
     known = tuple(shapes) or _shapes(file.manifest)
     found = _told(file.manifest)
     ran: _Ran = {}
@@ -94,7 +102,7 @@ def inspect_file(file: ModelFile, shapes: Sequence[tuple[int, ...]] = ()) -> Fil
         warnings=tuple(_warning(need) for need in needed if not need.here),
         graph=_rows(drawn, ran),
         inputs=drawn.inputs,
-        returned=_returned(drawn),
+        returned=drawn.returned,
     )
 
 
@@ -106,6 +114,10 @@ def _frozen(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule | None:
         return torchscript.freeze(module)
     except Exception:  # control flow over submodules, or methods that write attributes
         return None
+
+
+def _loops(graph: FileGraph) -> int:
+    return sum(operator.kind == "prim::Loop" for operator in graph.operators)
 
 
 def _named(drawn: FileGraph, written: FileGraph, manifest: Mapping[str, Any] | None) -> FileGraph:
@@ -121,7 +133,7 @@ def _named(drawn: FileGraph, written: FileGraph, manifest: Mapping[str, Any] | N
         planned = []
     direct = {o.kind for o in drawn.operators if o.name} | set(DYNAMIC.values())
     told = [(kind, name) for kind, name in planned if kind not in direct]
-    return drawn.named(told or [(o.kind, o.name) for o in written.operators])
+    return drawn.named(told or [(o.kind, o.name) for o in written.operators], bool(told))
 
 
 def _shapes(manifest: Mapping[str, Any] | None) -> tuple[tuple[int, ...], ...]:
@@ -204,35 +216,49 @@ def _told(manifest: Mapping[str, Any] | None) -> FileCoverage | None:
 
 
 def _rows(drawn: FileGraph, ran: _Ran) -> tuple[DrawnOperator, ...]:
-    """The operators outside of control flow, which is a row by itself.
-
-    What ran is known by its kind, so an operator's shape is told where as many ran as are there.
-    """
-    outside = [i for i, operator in enumerate(drawn.operators) if operator.depth == 0]
-    numbers = {old: new for new, old in enumerate(outside)}
-    there = Counter(drawn.operators[i].kind for i in outside)
-    queues = {kind: iter(runs) for kind, runs in ran.items() if len(runs) == there[kind]}
-    rows = []
-    for i in outside:
-        operator = drawn.operators[i]
-        shape, macs = next(queues[operator.kind]) if operator.kind in queues else (None, None)
-        rows.append(
-            DrawnOperator(
-                name=operator.name,
-                kind=operator.kind,
-                form=operator.form,
-                shape=shape,
-                macs=macs,
-                reads=tuple(numbers.get(j, j) for j in operator.reads if j < 0 or j in numbers),
-                returns_int8=operator.returns_int8,
-            )
+    """The operators, with shape and work where it is sure which run was theirs."""
+    runs = _runs(drawn, ran)
+    return tuple(
+        DrawnOperator(
+            name=operator.name,
+            kind=operator.kind,
+            form=operator.form,
+            shape=runs[i][0] if i in runs else None,
+            macs=runs[i][1] if i in runs else None,
+            reads=operator.reads,
+            returns_int8=operator.returns_int8,
+            depth=operator.depth,
+            branch=operator.branch,
         )
-    return tuple(rows)
+        for i, operator in enumerate(drawn.operators)
+    )
 
 
-def _returned(drawn: FileGraph) -> tuple[int, ...]:
-    outside = [i for i, operator in enumerate(drawn.operators) if operator.depth == 0]
-    return tuple(new for new, old in enumerate(outside) if old in drawn.returned)
+def _runs(drawn: FileGraph, ran: _Ran) -> dict[int, tuple[tuple[int, ...], int | None]]:
+    """The run of each operator.
+
+    What ran is known by its kind and in its order. Without loops nothing runs twice, so where as
+    many ran as are there, each did; else those before the first branch or loop and after the last
+    have run once.
+    """
+    there: dict[str, list[int]] = {}
+    for i, operator in enumerate(drawn.operators):
+        there.setdefault(operator.kind, []).append(i)
+    flow = [i for i, operator in enumerate(drawn.operators) if operator.depth or operator.is_flow]
+    loops = any(operator.branch == "loop" for operator in drawn.operators)
+    found: dict[int, tuple[tuple[int, ...], int | None]] = {}
+    for kind, numbers in there.items():
+        told = ran.get(kind, [])
+        inside = [i for i in numbers if drawn.operators[i].depth]
+        if len(told) == len(numbers) and not (loops and inside):
+            found.update(zip(numbers, told, strict=True))
+        elif flow:
+            before = [i for i in numbers if i < flow[0]]
+            after = [i for i in numbers if i > flow[-1]]
+            if len(before) + len(after) <= len(told):
+                found.update(zip(before, told, strict=False))
+                found.update(zip(reversed(after), reversed(told), strict=False))
+    return found
 
 
 def _warning(need: Need) -> str:
@@ -244,5 +270,9 @@ def _said(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("RuntimeError: ") if lines else type(error).__name__
+    """What TorchScript says below its traceback; its message may have several lines."""
+    text = re.split(r"^\s*[\w.]*(?:Error|Exception):", str(error), flags=re.MULTILINE)[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and "Traceback of TorchScript" in text:
+        return lines[-1]
+    return lines[0] if lines else type(error).__name__

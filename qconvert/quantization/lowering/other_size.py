@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from qconvert import torchscript
 from qconvert.errors import VerificationError
 from qconvert.images.preprocess import Inputs
 from qconvert.quantization.lowering.verification import NOT_KEPT, difference_from
@@ -75,6 +76,6 @@ def why_not_at(
             difference_from(lowered, inputs, script(*inputs))
     except VerificationError as error:
         return error.facts[0].removesuffix(NOT_KEPT)
-    except RuntimeError as error:
+    except torchscript.RUN_ERRORS as error:
         return str(error).strip().splitlines()[-1]
     return None

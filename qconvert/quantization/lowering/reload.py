@@ -28,7 +28,7 @@ def attempt(model: Any, inputs: tuple[torch.Tensor, ...]) -> Any:
     """The result, or the last line of what was raised."""
     try:
         return plain(model(*inputs))
-    except RuntimeError as error:
+    except (RuntimeError, torch.jit.Error) as error:
         return str(error).strip().splitlines()[-1]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import divided
 import networks
 import pytest
 import torch
@@ -79,6 +81,42 @@ def test_operators_in_branches_and_loops_are_seen_without_running(tmp_path: Path
     assert set(found.weights) == {"float32"}
 
 
+def test_branches_and_loops_are_drawn_with_what_is_in_them(tmp_path: Path) -> None:
+    found = inspected(saved(Looping().eval(), tmp_path / "m.pt", traced=False))
+    graph = found.graph
+    (loop,) = (i for i, o in enumerate(graph) if o.kind == "prim::Loop")
+    (chosen,) = (i for i, o in enumerate(graph) if o.kind == "prim::If")
+    assert (graph[chosen].depth, graph[chosen].branch) == (1, "loop")
+    assert any(graph[i].kind == "aten::gt" for i in graph[chosen].reads)  # through aten::Bool
+    inside = {(o.kind, o.branch) for o in graph if o.depth == 2}
+    assert inside == {("aten::conv2d", "then"), ("aten::relu", "then"), ("aten::add", "else")}
+    after = next(o for o in graph[loop:] if o.depth == 0 and o.kind == "aten::mean")
+    assert loop in after.reads
+    assert (graph[0].shape, graph[-1].shape) == ((1, 4, 24, 24), (1, 2))
+    assert all(o.shape is None for o in graph if o.depth and o.kind == "aten::conv2d")
+    picture = file_picture(found, "m.pt")
+    assert len(picture.rows) == len(graph) + 2
+    told = picture.facts[0].split("; ")
+    assert told[:3] == [f"{sum(found.operators['float32'].values())} x float", "1 x if", "1 x loop"]
+    assert [row.columns[0] for row in picture.rows].count("· if") == 1
+
+
+def test_own_file_with_a_branch_is_drawn_whole(converted, tmp_path: Path) -> None:
+    result = converted(divided.GateInside)
+    file = open_model(result.file(tmp_path / "m.pt"))
+    manifest = {"operators": result.plan.manifest_lines()}
+    found = inspect_file(replace(file, manifest=manifest), [SHAPE])
+    drawn = [o.kind for o in found.graph if o.kind.startswith("quantized::")]
+    assert {kind: drawn.count(kind) for kind in set(drawn)} == found.operators["int8"]
+    (chosen,) = (i for i, o in enumerate(found.graph) if o.kind == "prim::If")
+    assert any(o.kind.startswith("quantized::conv2d") and o.branch for o in found.graph)
+    assert found.graph[chosen].reads
+    names = {o.name for o in found.graph if o.name}
+    assert {"stem.0", "head"} <= names
+    # Nothing is called what it is not: what is in a branch stands elsewhere in the plan.
+    assert all(not o.name or o.name.startswith("routes") for o in found.graph if o.depth)
+
+
 def test_branches_that_run_are_counted_with_a_shape(tmp_path: Path) -> None:
     found = inspected(saved(Looping().eval(), tmp_path / "m.pt", traced=False))
     assert found.coverage is not None
@@ -141,4 +179,5 @@ def test_shape_that_the_model_does_not_read_is_said(tmp_path: Path) -> None:
     found = inspected(saved(networks.plain().eval(), tmp_path / "m.pt"), (1, 5, 24, 24))
     assert found.coverage is None
     assert "1 x 5 x 24 x 24" in (found.why_uncounted or "")
+    assert (found.why_uncounted or "").rpartition(": ")[2]
     assert found.operators["float32"]
