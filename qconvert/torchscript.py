@@ -28,7 +28,7 @@ _UPSTREAM_NEWS = (
 
 
 # What a module raises as it runs; kept code has torch's own class, which is no RuntimeError.
-RUN_ERRORS: tuple[type[Exception], ...] = (RuntimeError, torch.jit.Error)  # type: ignore[attr-defined]
+RUN_ERRORS: tuple[type[Exception], ...] = (RuntimeError, torch.jit.Error)
 
 
 @contextmanager
