@@ -210,6 +210,7 @@ class _Dividing:
                     continue
                 owners = [o for o in parts | known if inner == o or _is_in(inner, o)]
                 if max(owners, key=len) not in parts:
+                    known.add(inner)
                     reason = "the kept code calls it for none of the images that were tried"
                     self._found.kept.append(Kept(inner, reason))
 

@@ -79,12 +79,12 @@ _KEPT_ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
         "Put the layers into nn.ModuleList or nn.ModuleDict instead of a plain list or dict.",
     ),
     (
-        ("in place what it is given",),
+        ("in place",),
         "Compute a new tensor on the line that is named, instead of changing the one that is given "
         "(y = x + 1 for x += 1).",
     ),
     (
-        ("which is not made of tensors", "no tensors", "other arguments for two images"),
+        ("which is not made of tensors", "no tensors", "other arguments for other images"),
         "Give and return tensors, or tuples, lists and dicts of them, the same for any number of "
         "images.",
     ),

@@ -40,7 +40,7 @@ _MARGIN, _GAP = 16, 8
 # From a row's middle to the line that leads into it or out of it, and the radius of its bends.
 _BUS, _BEND = 10, 4
 # The most letters of a column; longer text is cut, the tooltip has it whole.
-_MOST = (44, 34, 22, 18, 52)
+_MOST = (44, 34, 22, 20, 52)
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,14 @@ class Edge:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn. `facts` are lines below the title."""
+    """What is drawn. `facts` are lines below the title, `boundaries` their number where that is not
+    the number of rows with such edges."""
 
     title: str
     facts: tuple[str, ...]
     rows: tuple[Row, ...]
     edges: tuple[Edge, ...] = field(default=())
+    boundaries: int | None = None
 
 
 def to_svg(picture: Picture) -> str:
@@ -138,8 +140,10 @@ class _Drawing:
         rows = Counter(row.paint for row in self._picture.rows)
         crossed = {(e.source, e.boundary) for e in self._picture.edges if e.boundary}
         entries = [(COLOURS[p][0], f"{_WORDS[p]}: {rows[p]}") for p in COLOURS if rows[p]]
-        if crossed:
-            entries.append((BOUNDARY, f"boundaries between float and int8: {len(crossed)}"))
+        number = self._picture.boundaries
+        number = len(crossed) if number is None else number
+        if number:
+            entries.append((BOUNDARY, f"boundaries between float and int8: {number}"))
         return [(entry, len(entry[1]) * _LETTER + 36) for entry in entries]
 
     def _head(self, svg: ET.Element) -> None:

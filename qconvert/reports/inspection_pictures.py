@@ -51,7 +51,13 @@ def forecast_picture(forecast: Forecast, title: str) -> Picture:
             ("float32", "in float"),
         )
     )
-    return Picture(title, (f"{work}: {shares}",), tuple(drawn.rows), tuple(drawn.edges.values()))
+    return Picture(
+        title,
+        (f"{work}: {shares}",),
+        tuple(drawn.rows),
+        tuple(drawn.edges.values()),
+        forecast.boundaries,
+    )
 
 
 class _Drawn:
@@ -172,7 +178,8 @@ def file_picture(found: FileInspection, title: str) -> Picture:
     if found.coverage is not None:
         share = found.coverage.int8_macs_share
         facts.append(f"{share:.1%} of multiply-accumulates in int8")
-    return Picture(title, ("; ".join(facts),), tuple(rows), tuple(edges.values()))
+    boundaries = sum(found.operators.get("boundary", {}).values())
+    return Picture(title, ("; ".join(facts),), tuple(rows), tuple(edges.values()), boundaries)
 
 
 def _flow_facts(found: FileInspection) -> list[str]:

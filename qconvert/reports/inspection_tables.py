@@ -118,9 +118,9 @@ def summary_table(forecast: Forecast) -> Table:
 
 def blocks_table(blocks: Sequence[Block]) -> Table:
     """What resists, what it costs, and what would help: blocks with one advice in one row."""
-    topics: dict[str, list[Block]] = {}
+    topics: dict[tuple[str, str], list[Block]] = {}
     for block in blocks:
-        topics.setdefault(block.topic, []).append(block)
+        topics.setdefault((block.topic, block.advice), []).append(block)
     rows = tuple(
         (
             "; ".join(_block_name(b) for b in found),

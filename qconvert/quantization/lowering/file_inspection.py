@@ -270,9 +270,7 @@ def _said(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """What TorchScript says below its traceback; its message may have several lines."""
-    text = re.split(r"^\s*[\w.]*(?:Error|Exception):", str(error), flags=re.MULTILINE)[-1]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) > 1 and "Traceback of TorchScript" in text:
-        return lines[-1]
-    return lines[0] if lines else type(error).__name__
+    """What TorchScript says below its traceback, whose last line may be a bare `RuntimeError:`."""
+    lines = [re.sub(r"^[\w.]*(Error|Exception):", "", x).strip() for x in str(error).splitlines()]
+    said = [line for line in lines if line and set(line) - set("~^. <-HERE")]
+    return said[-1] if said else type(error).__name__
