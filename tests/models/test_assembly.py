@@ -237,7 +237,8 @@ def test_part_that_is_called_in_another_way_than_ever_seen_fails(
     graph = capture(model, [images(-0.3)])
     made = getattr(assembly_of(graph), form)(graph)
     assert_same(model, made, images(-0.3, seed=1))
-    with pytest.raises((RuntimeError, AssertionError, TypeError, torch.jit.Error)), torch.inference_mode():
+    refused = (RuntimeError, torch.jit.Error)
+    with pytest.raises(refused), torch.inference_mode():
         made(images(0.3))
 
 
