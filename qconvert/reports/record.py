@@ -35,7 +35,7 @@ class KeptCode(Record):
 
 
 class Int8Share(Record):
-    """What the file computes in int8, counted on its graph; multiply-accumulates of one image."""
+    """What the file computes in int8, counted as it runs; multiply-accumulates of one image."""
 
     int8_operators: int
     float_operators: int
