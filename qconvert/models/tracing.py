@@ -260,6 +260,19 @@ def _asks_for_fact(node: Node) -> bool:
     return node.op == "call_function" and node.target is getattr and node.args[1] in _FACTS
 
 
+# What torch.fx says, and what a user does.
+_IN_WORDS = {
+    "does not support item assignment": "its code assigns to a part of a tensor (`x[…] = …`)",
+    "does not support item deletion": "its code deletes a part of a value",
+    "__array": "its code gives a tensor to numpy",
+    "numpy": "its code gives a tensor to numpy",
+    "is not a member of this module": "its code uses the weights of a layer that is no submodule "
+    "(kept in a plain list, or replaced): register it, as in nn.ModuleList",
+    "is not installed as a submodule": "its code calls a layer that is no submodule (kept in a "
+    "plain list): register it, as in nn.ModuleList",
+}
+
+
 class _Alone(nn.Module):
     """Holds a layer that is a part by itself, so that the trace has one node for it."""
 
@@ -273,7 +286,9 @@ class _Alone(nn.Module):
 
 def stopped(path: str, error: Exception) -> Stop:
     """The stop that an error in the code of the module at `path` is."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = next((words for sign, words in _IN_WORDS.items() if sign in said), said)
+    reason = reason.replace("SizedProxy", "a traced value")
     frames = [*_frames_inside(), *traceback.extract_tb(error.__traceback__)]
     return Stop(path, reason, place_in(frames))
 

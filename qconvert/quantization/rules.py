@@ -105,6 +105,8 @@ def why_impossible(
     if kind in INT8_WEIGHTED:
         if node.op != "call_module":
             return "its weight is not constant"
+        if kind == "linear" and len(shape_of(node)) < 2:
+            return "int8 linear layers take a row for each image, this one is given one axis"
         reason = _why_not_convolution(module_of(graph, node), node, kind)
         if reason is None and lowering == "direct" and weights.scheme != "symmetric":
             reason = "oneDNN's operators take symmetric weights only"
