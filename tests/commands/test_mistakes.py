@@ -716,20 +716,21 @@ TABLE = [
         f"model.source: the model: {TRACED} (<project>/network.py:10: if x.sum() > 0:); and "
         "TorchScript cannot compile it: <...> (<project>/network.py:13)",
         fix="if its code goes the same way for all images, write `model.fixed: all`; else write "
-        "it in the part of Python that TorchScript knows"),
+        "its code in the part of Python that TorchScript knows"),
     row("module that cannot be compiled either",
         both(source(INNER), model(source="network.py:network", answers="none")),
         "unsupported",
         f"model.source: inner: {TRACED} (<project>/network.py:11: if x.sum() > 0:); and "
         "TorchScript cannot compile it: <...> (<project>/network.py:13)",
         fix="if its code goes the same way for all images, write `model.fixed: [inner]`; else "
-        "write it in the part of Python that TorchScript knows"),
+        "write its code in the part of Python that TorchScript knows"),
     row("code to be kept that is not listed",
         both(source(INNER), model(source="network.py:network", scripted=[])),
         "untraceable",
         f"model.source: inner: {TRACED} (<project>/network.py:11: if x.sum() > 0:)",
-        fix="add its name to `model.scripted` (or write `scripted: auto`) to convert the rest of "
-        "the model, or make this line independent of what is in the tensors"),
+        fix='add its name ("" for the model itself) to `model.scripted`, or write `scripted: '
+        "auto`, to convert the rest of the model; or make this line independent of what is in the "
+        "tensors"),
     row("unknown modules to keep and to fix",
         edit(("  source:", "  scripted: ['2.conv3']\n  fixed: [block]\n  source:")), "qconfig",
         "my.yaml: model.scripted: the model has no module '2.conv3'; did you mean '2.conv2'?",
