@@ -18,7 +18,7 @@ from qconvert import torchscript
 from qconvert.errors import UnsupportedError
 from qconvert.models.adapter import adapter
 from qconvert.models.calls import Call, sharing
-from qconvert.models.division import Kept
+from qconvert.models.division import Kept, is_in
 from qconvert.models.execution import float_macs_in
 from qconvert.models.parts import part_of
 from qconvert.models.tracing import DIFFERS
@@ -203,17 +203,13 @@ class _Putting:
 
     def _shell(self, path: str) -> nn.Module:
         shell = sharing(self._assembly.model.get_submodule(path))
-        below = [p for p in self._parts if p != path and _is_below(p, path)]
+        below = [p for p in self._parts if p != path and is_in(p, path)]
         for inner in below:
-            if not any(other != inner and _is_below(inner, other) for other in below):
+            if not any(other != inner and is_in(inner, other) for other in below):
                 part = self._parts[inner]
                 place = inner.removeprefix(path).lstrip(".")
                 shell.set_submodule(place, self._called(part, self._body(part)))
         return self._finish(shell, path)
-
-
-def _is_below(path: str, owner: str) -> bool:
-    return not owner or path.startswith(f"{owner}.")
 
 
 class _Called(nn.Module):

@@ -208,7 +208,7 @@ class _Dividing:
                 inner = _joined(path, name)
                 if inner in known or not quantizable(layer) or next(layer.children(), None):
                     continue
-                owners = [o for o in parts | known if inner == o or _is_in(inner, o)]
+                owners = [o for o in parts | known if inner == o or is_in(inner, o)]
                 if max(owners, key=len) not in parts:
                     known.add(inner)
                     reason = "the kept code calls it for none of the images that were tried"
@@ -248,7 +248,7 @@ class _Dividing:
         return any(
             not next(layer.children(), None)
             and quantizable(layer)
-            and not any(_joined(path, name) == c or _is_in(_joined(path, name), c) for c in called)
+            and not any(_joined(path, name) == c or is_in(_joined(path, name), c) for c in called)
             for name, layer in self._model.get_submodule(path).named_modules()
         )
 
@@ -261,7 +261,7 @@ class _Dividing:
         fixed = self._wishes.fixed
         if fixed is None:
             return None
-        if any(path == f or _is_in(path, f) for f in fixed):
+        if any(path == f or is_in(path, f) for f in fixed):
             return None
         return frozenset(_below(path, fixed))
 
@@ -329,7 +329,8 @@ def _below(path: str, names: Sequence[str] | frozenset[str]) -> list[str]:
     return [name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")]
 
 
-def _is_in(path: str, owner: str) -> bool:
+def is_in(path: str, owner: str) -> bool:
+    """Whether a module is below another, by their paths."""
     return not owner or path.startswith(f"{owner}.")
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 
-def part_of(graph: GraphModule, placeholders: Sequence[str], result: Any) -> GraphModule:
-    """The part of a graph that computes `result`, with these inputs."""
+def needed_for(result: Any) -> set[Node]:
+    """The nodes that compute a result, in any nesting, with those that it is made of."""
     needed: set[Node] = set()
     waiting: list[Node] = []
     torch.fx.node.map_arg(result, waiting.append)
@@ -19,6 +19,12 @@ def part_of(graph: GraphModule, placeholders: Sequence[str], result: Any) -> Gra
         if node not in needed:
             needed.add(node)
             waiting.extend(node.all_input_nodes)
+    return needed
+
+
+def part_of(graph: GraphModule, placeholders: Sequence[str], result: Any) -> GraphModule:
+    """The part of a graph that computes `result`, with these inputs."""
+    needed = needed_for(result)
     new = Graph()
     by_name = {node.name: node for node in graph.graph.nodes}
     values = {by_name[name]: new.placeholder(name) for name in placeholders}

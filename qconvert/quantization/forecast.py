@@ -27,6 +27,7 @@ from qconvert.models.operators import (
     shape_of,
     tensor_inputs,
 )
+from qconvert.models.parts import needed_for
 from qconvert.qconfig import QuantizationSection
 from qconvert.quantization.costs import Costs, Way, Work
 from qconvert.quantization.deciding import Decision, decide
@@ -263,12 +264,7 @@ class _Forecasting:
         for part, result in zip(parts, results, strict=True):
             ends: list[Node] = []
             torch.fx.node.map_arg(result, ends.append)
-            needed, waiting = set[str](), list(ends)
-            while waiting:
-                node = waiting.pop()
-                if node.name not in needed:
-                    needed.add(node.name)
-                    waiting += node.all_input_nodes
+            needed = {node.name for node in needed_for(result)}
             makers = (self._makers.get(node.name) for node in ends)
             found.append(
                 CodePart(

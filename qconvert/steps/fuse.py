@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from qconvert.images.preprocess import Inputs, shapes_of
 from qconvert.measurement.accuracy import check_classes
 from qconvert.measurement.detections import are_detections
 from qconvert.measurement.difference import relative_difference
+from qconvert.models.assembly import Assembly
 from qconvert.models.checkpoint_file import checkpoint_digest
 from qconvert.models.graph import check_inputs
 from qconvert.models.outputs import ONLY, are_answers, choose, only, tensors
@@ -237,6 +238,7 @@ def _difference(session: Session, *models: Callable[..., Any]) -> tuple[float, f
     what it may be."""
     difference = 0.0
     assembly = session.fused.assembly
+    bodies = assembly.split(session.fused.graph)
     proofs = list(zip(session.proof_files, session.proofs, strict=True))
     if assembly.sized or not assembly.whole:
         # Code that decided by one image may have decided by the number of images.
@@ -250,7 +252,7 @@ def _difference(session: Session, *models: Callable[..., Any]) -> tuple[float, f
                     "the float model computes NaN or infinity on this image", where=str(path)
                 )
             if not assembly.whole:
-                difference = max(difference, _parts_difference(session, inputs))
+                difference = max(difference, _parts_difference(assembly, bodies, inputs))
             for model in models:
                 found = _result(session, model, inputs)
                 if not are_detections(result):  # of which a rounding may choose others
@@ -267,10 +269,10 @@ def _difference(session: Session, *models: Callable[..., Any]) -> tuple[float, f
     return difference, tolerance
 
 
-def _parts_difference(session: Session, inputs: Inputs) -> float:
+def _parts_difference(
+    assembly: Assembly, bodies: Sequence[Callable[..., Any]], inputs: Inputs
+) -> float:
     """That of the fused parts, each on the inputs that it has in the original."""
-    assembly = session.fused.assembly
-    bodies = assembly.split(session.fused.graph)
     return max(
         relative_difference(tensors(want), tensors(bodies[i](*given)))
         for i, given, want in assembly.part_calls(inputs)

@@ -14,7 +14,7 @@ from qconvert.models.execution import Executed, float_macs, watch
 from qconvert.quantization.kernels import DIRECT, DYNAMIC, FLOAT_LINEAR, UNWEIGHTED
 from qconvert.quantization.lowering.dynamic import RECURRENT as DYNAMIC_RECURRENT
 from qconvert.quantization.lowering.dynamic import recurrent_macs
-from qconvert.quantization.plan import Plan, Precision
+from qconvert.quantization.plan import Plan, PlannedOperator, Precision
 from qconvert.records import Record
 
 _CLASSIC_CONVOLUTIONS = tuple(
@@ -119,8 +119,7 @@ def check_against_plan(
     names: dict[Counted, list[str]] = {}
     for o in plan.operators:
         if o.kernel is not None or (o.macs and not plan.kept):
-            macs = o.macs // max(o.calls, 1)
-            line = _comparable(Counted(o.precision, o.kernel or "", macs), plan)
+            line = _planned(o, plan)
             expected[line] += o.calls
             names.setdefault(line, []).append(o.name)
     for counted in given.counted if given else ():
@@ -153,12 +152,17 @@ def _twins(plan: Plan) -> Counter[Counted]:
     groups: Counter[tuple[Any, ...]] = Counter()
     for o in plan.operators:
         own = None if o.kernel in _KERNELS else o.name.partition(":")[0]
-        line = _comparable(Counted(o.precision, o.kernel or "", o.macs // max(o.calls, 1)), plan)
+        line = _planned(o, plan)
         groups[line, o.inputs, own, plan.tensors.get(o.value)] += 1
     found: Counter[Counted] = Counter()
     for (line, *_), number in groups.items():
         found[line] += number - 1
     return found
+
+
+def _planned(o: PlannedOperator, plan: Plan) -> Counted:
+    """One run of a planned operator, as it is compared."""
+    return _comparable(Counted(o.precision, o.kernel or "", o.macs // max(o.calls, 1)), plan)
 
 
 def _comparable(counted: Counted, plan: Plan) -> Counted:
