@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from qconvert import torchscript
 from qconvert.errors import UnsupportedError
 from qconvert.models.adapter import adapter
-from qconvert.models.calls import Call, sharing
-from qconvert.models.division import Kept, is_in
+from qconvert.models.calls import Call, is_in, sharing
+from qconvert.models.division import Kept
 from qconvert.models.execution import float_macs_in
 from qconvert.models.parts import part_of
 from qconvert.models.tracing import DIFFERS

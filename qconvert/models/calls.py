@@ -77,6 +77,11 @@ def _in_order(value: Any, other: Any) -> Any:
     return value
 
 
+def is_in(path: str, owner: str) -> bool:
+    """Whether a module is below another, by their paths."""
+    return not owner or path.startswith(f"{owner}.")
+
+
 def is_plain(value: Any) -> bool:
     """Whether a value is of tensors, numbers and text, in tuples, lists and dicts: what TorchScript
     can hand from one module to another."""

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 
 from qconvert.errors import QConfigError, UnsupportedError, UntraceableError, did_you_mean
 from qconvert.images.preprocess import shapes_of
-from qconvert.models.calls import Call, is_plain, same
+from qconvert.models.calls import Call, is_in, is_plain, same
 from qconvert.models.normal_form import has_layers
 from qconvert.models.operators import quantizable
 from qconvert.models.tracing import Stop, Traced, traced
@@ -327,11 +327,6 @@ def _below(path: str, names: Sequence[str] | frozenset[str]) -> list[str]:
     if not path:
         return [name for name in names if name]
     return [name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")]
-
-
-def is_in(path: str, owner: str) -> bool:
-    """Whether a module is below another, by their paths."""
-    return not owner or path.startswith(f"{owner}.")
 
 
 def _joined(path: str, name: str) -> str:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from qconvert.errors import QConfigError, did_you_mean
 from qconvert.models.assembly import Assembly, assembly_of
 from qconvert.models.division import Kept
-from qconvert.models.graph import REMOVED
+from qconvert.models.normal_form import REMOVED
 from qconvert.models.operators import (
     ACTIVATIONS,
     TRANSPOSED,

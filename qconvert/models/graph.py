@@ -24,6 +24,7 @@ from qconvert.models.calls import copied
 from qconvert.models.division import Others, Piece, Wishes, divide
 from qconvert.models.merging import merged
 from qconvert.models.normal_form import (
+    REMOVED,
     all_outside,
     functions_to_modules,
     inputs_by_position,
@@ -41,9 +42,7 @@ from qconvert.models.regrouping import (
     paddings_into_convolutions,
 )
 
-# Where the removed names are in `graph.meta`.
-REMOVED = "removed"
-# And whether it had stubs of eager-mode quantization.
+# Whether a graph had stubs of eager-mode quantization, in its `meta`.
 STUBS_FOUND = "stubs"
 
 

@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from qconvert.models.assembly import AS_WRITTEN, ASSEMBLY, CALLS, Assembly, Part
 from qconvert.models.division import Divided, Piece
+from qconvert.models.normal_form import REMOVED
 from qconvert.models.operators import NAME
 from qconvert.models.tracing import ALONE
 
@@ -25,10 +26,10 @@ def merged(model: nn.Module, example: Sequence[Tensor], divided: Divided) -> Gra
         names = [tuple(n.name for n in graph.graph.nodes if n.op == "placeholder")]
     else:
         graph, names = _united(pieces)
-        graph.meta["removed"] = tuple(
+        graph.meta[REMOVED] = tuple(
             f"{piece.path}.{name}".lstrip(".")
             for piece in pieces
-            for name in piece.graph.meta["removed"]
+            for name in piece.graph.meta[REMOVED]
         )
         targets = [
             {f"part{i}.{_within(piece, path)}": path for path in piece.kept}

@@ -288,6 +288,10 @@ def _make_plain(graph: GraphModule, node: Node) -> None:
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
 
 
+# Where a captured graph holds the names of what was removed.
+REMOVED = "removed"
+
+
 def remove_identities(graph: GraphModule) -> tuple[str, ...]:
     removed = []
     for node in list(graph.graph.nodes):

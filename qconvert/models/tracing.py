@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node, Proxy, Tracer
 from torch.utils import _pytree as pytree
 
-from qconvert.models.calls import Call, is_plain, same, sharing
+from qconvert.models.calls import Call, is_in, is_plain, same, sharing
 from qconvert.models.proxies import SizedProxy
 from qconvert.user_code import place_in
 
@@ -207,7 +207,7 @@ class _Tracer(Tracer):
     def _follows_example(self) -> bool:
         if self._fixed is None:
             return True
-        return any(self.path == f or self.path.startswith(f"{f}.") for f in self._fixed)
+        return any(self.path == f or is_in(self.path, f) for f in self._fixed)
 
     def to_bool(self, obj: Proxy) -> bool:
         return bool(self.value(obj, "whether something in a tensor is so"))

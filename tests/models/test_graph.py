@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from qconvert.errors import ConversionError, ModelInputError, UnsupportedError, UntraceableError
-from qconvert.models.graph import REMOVED, capture
+from qconvert.models.graph import capture
+from qconvert.models.normal_form import REMOVED
 from qconvert.models.operators import operator_name
 from qconvert.models.outputs import tensors
 
