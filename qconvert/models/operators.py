@@ -294,10 +294,17 @@ def recurrent_weights(module: nn.LSTM | nn.GRU) -> dict[str, torch.Tensor]:
 def is_constant(node: Node) -> bool:
     """Whether the node's value does not depend on the model's input: it is computed once, when the
     model is saved."""
-    if node.op == "get_attr":
-        return True
-    sources = node.all_input_nodes
-    return node.op.startswith("call_") and bool(sources) and all(map(is_constant, sources))
+    seen: set[Node] = set()
+    waiting = [node]  # no recursion: deep networks have thousands of operators in a row
+    while waiting:
+        found = waiting.pop()
+        if found in seen or found.op == "get_attr":
+            continue
+        seen.add(found)
+        if not found.op.startswith("call_") or not found.all_input_nodes:
+            return False
+        waiting += found.all_input_nodes
+    return True
 
 
 def multiply_accumulates(graph: GraphModule, node: Node) -> int:
