@@ -215,6 +215,14 @@ class TransformError(ImageError):
     remedy = "correct the callable; --debug shows the whole traceback"
 
 
+class MetricError(ImageError):
+    """A metric of `benchmark.metrics` or the `benchmark.decoder` cannot be imported, raises, or
+    returns what is no figure or answer; or it does not go with the model's outputs."""
+
+    name = "metric"
+    remedy = "correct the callable; --debug shows the whole traceback"
+
+
 class NotFiniteImageError(ImageError):
     """The float model itself computes NaN or infinity on an image."""
 

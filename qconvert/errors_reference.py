@@ -17,7 +17,7 @@ CODES = {
     BUDGETS_MISSED: "done, and a budget of the qconfig is missed",
     2: "usage, qconfig or output folder",
     3: "model or checkpoint",
-    4: "images or labels",
+    4: "images, labels or metrics",
     5: "not convertible, or failed verification",
     BUG: "a bug of qconvert, with its traceback: please report it",
     130: "interrupted by Ctrl-C (143: by SIGTERM, 129: by SIGHUP)",

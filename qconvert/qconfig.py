@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,13 @@ from pydantic import (
 )
 
 from qconvert.errors import did_you_mean
-from qconvert.registry import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS, choices
+from qconvert.registry import (
+    ACTIVATION_OBSERVERS,
+    DECODERS,
+    METRICS,
+    WEIGHT_OBSERVERS,
+    choices,
+)
 
 
 def recordable(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -140,13 +147,55 @@ def is_csv(text: str) -> bool:
     return Path(text).suffix.lower() == ".csv"
 
 
+def is_label_path(text: str) -> bool:
+    """Whether `data.labels` names a CSV file or a folder: `masks/`, not a word."""
+    return is_csv(text) or "/" in text
+
+
 def _labels(value: Any) -> Any:
     if isinstance(value, (str, Path)) and value not in ("folders", "none"):
-        if is_csv(str(value)):
+        if is_label_path(str(value)):
             return Path(value)
         hint = did_you_mean(str(value), ["folders", "none"])
-        raise ValueError(f"unknown labels {str(value)!r}{hint} (`folders`, `none` or a CSV file)")
+        raise ValueError(
+            f"unknown labels {str(value)!r}{hint} (`folders`, `none`, a CSV file, or a folder of "
+            "masks as `masks/`)"
+        )
     return value
+
+
+def is_callable(text: str) -> bool:
+    """Whether a metric or decoder is the user's own, `package.module:callable`."""
+    return ":" in text
+
+
+def _metric(name: str) -> str:
+    if not (is_callable(name) or name in METRICS or TOP_K.fullmatch(name)):
+        hint = did_you_mean(name, [*METRICS, "top5"])
+        raise ValueError(f"unknown metric {name!r}{hint} ({', '.join(METRICS)}, topK, {_CALLABLE})")
+    return name
+
+
+def _decoder(name: str) -> str:
+    if not (is_callable(name) or name in DECODERS):
+        hint = did_you_mean(name, DECODERS)
+        raise ValueError(f"unknown decoder {name!r}{hint} ({', '.join(DECODERS)}, {_CALLABLE})")
+    return name
+
+
+_CALLABLE = "or package.module:callable"
+TOP_K = re.compile(r"top([1-9][0-9]*)")
+Metric = Annotated[str, AfterValidator(_metric)]
+Decoder = Annotated[str, AfterValidator(_decoder)]
+# What the label of an image is: a class's index, a text, a mask's file.
+LabelKind = Literal["classes", "texts", "masks", "none"]
+# What a metric compares answers with.
+_NEEDS: dict[str, LabelKind] = {
+    "per_class": "classes",
+    "exact_match": "texts",
+    "character_error_rate": "texts",
+    "mean_iou": "masks",
+}
 
 
 Labels = Annotated[Literal["folders", "none"] | Path, BeforeValidator(_labels)]
@@ -161,8 +210,9 @@ class DataSection(Section):
     )
     labels: Labels = Field(
         "folders",
-        description="`folders`: one folder a class; `none`: no labels; or a CSV file with the "
-        "columns `file` (below the folder of images) and `label` (a class, or its index)",
+        description="`folders`: one folder a class; `none`: no labels; a CSV file with the "
+        "columns `file` (below the folder of images) and `label` (a class, its index, or a text); "
+        "or a folder (`masks/`) with an image of classes for each image",
     )
     classes: Path | None = Field(
         None,
@@ -300,6 +350,13 @@ class QuantizationSection(Section):
     layers: tuple[LayerRule, ...] = Field(())
 
 
+_LABELS_FOR = {
+    "classes": "classes: data.labels as `folders` or a CSV file, and no benchmark.decoder",
+    "texts": "texts: a CSV file as data.labels, and benchmark.decoder",
+    "masks": "a folder of masks as data.labels (`masks/`)",
+}
+
+
 class BenchmarkSection(Section):
     """What is timed."""
 
@@ -310,12 +367,36 @@ class BenchmarkSection(Section):
         (1, "all"), min_length=1, description="`all`: every core; budgets judge the first"
     )
     seconds: Positive = Field(6.0, description="measuring time of each batch size and thread count")
+    metrics: Literal["auto"] | Annotated[tuple[Metric, ...], Field(min_length=1)] = Field(
+        "auto",
+        description="what is measured against labels, see below; budgets judge the first; `auto`: "
+        "top1 and top5 of classes, exact_match and character_error_rate of texts, mean_iou of "
+        "masks",
+    )
+    decoder: Decoder | None = Field(
+        None, description="from an output to a text and how sure the model is of it, see below"
+    )
+    ctc_blank: Annotated[int, Field(ge=-1, strict=True)] = Field(
+        0, description="the place of CTC's blank among the outputs; -1: the last"
+    )
+    automation_accuracy: UpperShare = Field(
+        0.99,
+        description="accuracy that is required of the answers which no human looks at; the share "
+        "of images that can be answered so is measured",
+    )
 
 
 class BudgetSection(Section):
     """Limits; one missed is exit code 1. All are fractions or ratios."""
 
-    max_accuracy_drop: Fraction | None = Field(None, description="float top-1 minus int8 top-1")
+    max_accuracy_drop: Fraction | None = Field(
+        None, description="by how much int8 may be worse than float in the first metric"
+    )
+    max_automation_drop: Fraction | None = Field(
+        None,
+        description="float's automation rate minus int8's, each with its own threshold "
+        "(`benchmark.automation_accuracy`)",
+    )
     min_agreement: Fraction | None = Field(None, description="share of equal answers")
     min_cosine: Fraction | None = Field(
         None, description="mean cosine of the angle between float's and int8's outputs"
@@ -346,6 +427,33 @@ class QConfig(Section):
         if type(value) is not int or value != 1:
             raise ValueError(f"must be 1, not {value!r}")
         return value
+
+    @model_validator(mode="after")
+    def _measurable(self) -> QConfig:
+        kind, names = self.label_kind, self.benchmark.metrics
+        if self.benchmark.decoder is not None and kind not in ("texts", "none"):
+            raise ValueError(
+                "benchmark.decoder makes texts: let data.labels be a CSV file with the right "
+                "texts, or `none`"
+            )
+        for name in () if names == "auto" else names:
+            needed = "classes" if TOP_K.fullmatch(name) else _NEEDS.get(name)
+            if needed not in (None, kind):
+                raise ValueError(f"benchmark.metrics: {name} needs {_LABELS_FOR[needed]}")
+        return self
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """What the labels of the evaluation images are."""
+        labels = self.data.labels
+        if labels == "none":
+            return "none"
+        if labels == "folders":
+            return "classes"
+        if not is_csv(str(labels)):
+            return "masks"
+        numbers = self.model.answers == "none"
+        return "texts" if numbers or self.benchmark.decoder is not None else "classes"
 
     @property
     def evaluation(self) -> Path:

@@ -12,10 +12,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from qconvert.errors import QConfigError, QConfigFileError, did_you_mean
-from qconvert.qconfig import QConfig, is_csv
+from qconvert.qconfig import QConfig, is_csv, is_label_path
 
-# The keys that hold a path. `data.labels` holds one when it names a CSV file, and the callables
-# when they read `path.py:callable`.
+# The keys that hold a path. `data.labels` holds one when it names a CSV file or a folder, and the
+# callables when they read `path.py:callable`.
 PATH_KEYS = (
     ("model", "checkpoint"),
     ("data", "calibration"),
@@ -24,10 +24,11 @@ PATH_KEYS = (
     ("output",),
 )
 LABELS_KEY = ("data", "labels")
-CALLABLE_KEYS = (("model", "source"), ("data", "transform"))
+METRICS_KEY = ("benchmark", "metrics")
+CALLABLE_KEYS = (("model", "source"), ("data", "transform"), ("benchmark", "decoder"))
 # What must be there before the slow work starts.
 FOLDERS = (("data", "calibration"), ("data", "evaluation"))
-FILES = (("model", "checkpoint"), ("data", "classes"), LABELS_KEY)
+FILES = (("model", "checkpoint"), ("data", "classes"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -160,7 +161,8 @@ def _change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> None:
         _replace(tree, keys, change)
     for keys in CALLABLE_KEYS:
         _replace(tree, keys, in_callable)
-    _replace(tree, LABELS_KEY, lambda text: change(text) if is_csv(text) else text)
+    _replace(tree, METRICS_KEY, in_callable)
+    _replace(tree, LABELS_KEY, lambda text: change(text) if is_label_path(text) else text)
 
 
 def _replace(tree: dict[str, Any], keys: tuple[str, ...], change: Callable[[str], str]) -> None:
@@ -168,8 +170,11 @@ def _replace(tree: dict[str, Any], keys: tuple[str, ...], change: Callable[[str]
         tree = tree.get(key, {})
         if not isinstance(tree, dict):
             return
-    if isinstance(tree.get(keys[-1]), str):
-        tree[keys[-1]] = change(tree[keys[-1]])
+    value = tree.get(keys[-1])
+    if isinstance(value, str):
+        tree[keys[-1]] = change(value)
+    elif isinstance(value, list):
+        tree[keys[-1]] = [change(item) if isinstance(item, str) else item for item in value]
 
 
 def _merge(tree: dict[str, Any], override: str, facts: list[str]) -> None:
@@ -252,6 +257,8 @@ def _fact(keys: tuple[str | int, ...], found: Sequence[Mapping[str, Any]]) -> st
     for pattern, words in _PYDANTIC:
         message = re.sub(pattern, words, message)
     shown = "null" if value is None else repr(value)
+    if kind == "value_error" and not keys:  # of two keys that do not agree; it names them
+        return message
     if isinstance(value, (dict, list)) or kind == "value_error":
         return f"{place}: {message}"
     return f"{place}: {message}, not {shown}"
@@ -302,9 +309,16 @@ def _missing_files(config: QConfig) -> list[str]:
             path = getattr(path, key)
         if isinstance(path, Path):
             facts += missing(_dotted(keys), path, is_there, noun)
+    labels = config.data.labels
+    if isinstance(labels, Path):
+        is_there, noun = (Path.is_file, "file") if is_csv(str(labels)) else (Path.is_dir, "folder")
+        facts += missing(_dotted(LABELS_KEY), labels, is_there, noun)
+    metrics = config.benchmark.metrics
     for keys, source in (
         (CALLABLE_KEYS[0], config.model.source),
         (CALLABLE_KEYS[1], config.data.transform or ""),
+        (CALLABLE_KEYS[2], config.benchmark.decoder or ""),
+        *((METRICS_KEY, name) for name in (() if metrics == "auto" else metrics)),
     ):
         file, _, _ = source.rpartition(":")
         if file.endswith(".py"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.qconfig import QConfig
-from qconvert.registry import ACTIVATION_OBSERVERS, WEIGHT_OBSERVERS, Entry
+from qconvert.registry import ACTIVATION_OBSERVERS, DECODERS, METRICS, WEIGHT_OBSERVERS, Entry
 
 SCHEMA = "qconfig.schema.json"
 PAGE = "qconfig.md"
@@ -44,8 +44,12 @@ def page() -> str:
             for title, tree in _sections("", root, root)
             for line in _section(title, tree, root)
         ),
-        *_registry("Observers of activations", ACTIVATION_OBSERVERS),
-        *_registry("Observers of weights", WEIGHT_OBSERVERS),
+        *_registry("Observers of activations", "range", ACTIVATION_OBSERVERS),
+        *_registry("Observers of weights", "range", WEIGHT_OBSERVERS),
+        *_registry("Metrics", "figure", METRICS),
+        *_registry("Decoders", "answer", DECODERS),
+        "Metrics and decoders of your own: [metrics.md](metrics.md).",
+        "",
     ]
     return "\n".join(lines)
 
@@ -111,9 +115,9 @@ def _type(value: dict[str, Any], root: dict[str, Any]) -> str:
     return " ".join([value.get("type", "anything"), *bounds])
 
 
-def _registry(title: str, entries: Mapping[str, Entry]) -> list[str]:
+def _registry(title: str, noun: str, entries: Mapping[str, Entry]) -> list[str]:
     table = [f"| `{name}` | {entry.about} |" for name, entry in entries.items()]
-    return [f"## {title}", "", "| name | range |", "| --- | --- |", *table, ""]
+    return [f"## {title}", "", f"| name | {noun} |", "| --- | --- |", *table, ""]
 
 
 def main() -> None:

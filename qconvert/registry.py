@@ -62,6 +62,40 @@ MODEL_SOURCES: Mapping[str, Entry] = {
 }
 
 
+_METRICS = "qconvert.measurement.metrics"
+_ANSWERS = "qconvert.measurement.answers"
+
+# What an output says, and how sure the model is.
+DECODERS: Mapping[str, Entry] = {
+    "ctc": Entry(
+        f"{_ANSWERS}:Ctc",
+        "text: the best path of connectionist temporal classification, whose probability is the "
+        "confidence; outputs are (images, steps, characters + 1) or (steps, images, characters "
+        "+ 1), `data.classes` names the characters, `benchmark.ctc_blank` the other output",
+    ),
+}
+
+METRICS: Mapping[str, Entry] = {
+    "top1": Entry(
+        f"{_METRICS}:TopK",
+        "share of images whose class has the largest output; `topK` for any number: the K largest",
+    ),
+    "per_class": Entry(f"{_METRICS}:TopK", "top-1 of the images of each class"),
+    "exact_match": Entry(f"{_METRICS}:ExactMatch", "share of texts without a mistake"),
+    "character_error_rate": Entry(
+        f"{_METRICS}:CharacterErrorRate",
+        "characters to insert, delete or replace, over the characters of the right texts",
+    ),
+    "mean_iou": Entry(
+        f"{_METRICS}:MeanIou",
+        "intersection over union of each class's pixels in all images, mean over the classes",
+    ),
+    "cosine": Entry(
+        f"{_METRICS}:Cosine", "of the angle between float's output and the model's; needs no label"
+    ),
+}
+
+
 def choices(registry: Mapping[str, Entry]) -> tuple[str, ...]:
     """The names of a registry, for a `Literal`."""
     return tuple(registry)

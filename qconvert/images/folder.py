@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qconvert.errors import BadImageError, NoImagesError
-from qconvert.images.labels import Labelled, from_csv, from_folders, read_classes
+from qconvert.images.labels import (
+    Label,
+    Labelled,
+    from_csv,
+    from_folders,
+    read_alphabet,
+    read_classes,
+)
+from qconvert.images.masks import from_masks
+from qconvert.qconfig import LabelKind, is_csv
 from qconvert.workspace import digest, file_digest
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -22,16 +31,17 @@ ARRAYS = frozenset({".npy"})
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Image files, sorted by their path below `root`, with a class index each or none.
+    """Image files, sorted by their path below `root`, with a label each or none.
 
-    `classes` are the class names in the model's order, if they have names. `digest` is of names,
+    `classes` are the class names in the model's order, or the characters of texts, if they are
+    named. `digest` is of names,
     contents and labels. `notes` are decisions that a user should know of; `skipped` counts the
     files that were left out because they cannot be read.
     """
 
     root: Path
     files: tuple[Path, ...]
-    labels: tuple[int, ...] | None
+    labels: tuple[Label, ...] | None
     classes: tuple[str, ...] | None
     digest: str
     notes: tuple[str, ...] = ()
@@ -71,20 +81,28 @@ class ImageSet:
         )
 
 
-def read_folder(root: Path, labels: str | Path, classes_file: Path | None) -> ImageSet:
+def read_folder(
+    root: Path, labels: str | Path, classes_file: Path | None, kind: LabelKind = "classes"
+) -> ImageSet:
     """Lists a folder, at any depth; hidden files and those of other endings are left out.
 
-    `labels` is `folders` (see `labels.from_folders`), `none`, or a CSV file (`labels.from_csv`).
+    `labels` is `folders` (see `labels.from_folders`), `none`, a CSV file (`labels.from_csv`) with
+    what `kind` says, or a folder of masks (`masks.from_masks`).
 
     Raises NoImagesError when there is no image, LabelError when labels are wrong.
     """
-    files, notes = _image_files(root)
-    if isinstance(labels, Path):
-        labelled = from_csv(root, files, labels, classes_file)
+    files, notes = image_files(root)
+    if isinstance(labels, Path) and not is_csv(str(labels)):
+        masks, _ = image_files(labels)
+        labelled = from_masks(root, files, labels, masks, classes_file)
+    elif isinstance(labels, Path):
+        texts = kind == "texts"
+        labelled = from_csv(root, files, labels, classes_file, texts=texts)
     elif labels == "folders":
         labelled = from_folders(root, files, classes_file)
     else:
-        classes = None if classes_file is None else read_classes(classes_file)
+        names = read_alphabet if kind == "texts" else read_classes
+        classes = None if classes_file is None else names(classes_file)
         contents = digest([_digest(root, files, None), classes])
         return ImageSet(root, tuple(files), None, classes, contents, notes)
     return _with_labels(root, labelled, notes)
@@ -102,7 +120,7 @@ def _with_labels(root: Path, labelled: Labelled, notes: tuple[str, ...]) -> Imag
     )
 
 
-def _image_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
+def image_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     """Every image below a folder, and what was left out; links are followed, each folder once."""
     by_suffix: dict[str, list[Path]] = {}
     visited = {os.path.realpath(root)}
@@ -140,10 +158,13 @@ def _unlisted(error: OSError) -> None:
     )
 
 
-def _digest(root: Path, files: Sequence[Path], labels: tuple[int, ...] | None) -> str:
+def _digest(root: Path, files: Sequence[Path], labels: tuple[Label, ...] | None) -> str:
+    masks = [label for label in labels or () if isinstance(label, Path)]
     try:
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
             contents = list(pool.map(file_digest, files))
+            if masks:
+                labels = tuple(pool.map(file_digest, masks))
     except OSError as error:
         raise BadImageError(
             f"cannot be read: {error.strerror}",

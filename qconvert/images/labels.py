@@ -1,4 +1,5 @@
-"""The class of each image: from folder names or a CSV file, in the model's order of classes."""
+"""The label of each image, from folder names or a CSV file: the index of a class in the model's
+order, or a text."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,20 @@ _DIGITS = 9
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
+# What is right for one image: the index of its class, a text, the file of its mask.
+Label = int | str | Path
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """Files with the index of their class among `classes` (the model's order).
+    """Files with their labels; of classes, the index among `classes` (the model's order).
 
     `classes` is None when labels are indexes and nobody has named the classes. `notes` are
     decisions that a user should know of.
     """
 
     files: tuple[Path, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Label, ...]
     classes: tuple[str, ...] | None
     notes: tuple[str, ...] = ()
 
@@ -63,11 +68,18 @@ def from_folders(root: Path, files: Sequence[Path], classes_file: Path | None) -
     return Labelled(tuple(files), tuple(index[name] for name in names), classes, notes)
 
 
-def from_csv(root: Path, files: Sequence[Path], table: Path, classes_file: Path | None) -> Labelled:
+def from_csv(
+    root: Path,
+    files: Sequence[Path],
+    table: Path,
+    classes_file: Path | None,
+    texts: bool = False,
+) -> Labelled:
     """The rows of a CSV file with the columns `file`, a path below `root`, and `label`.
 
-    A label is the name of a class, or its index where all labels are integers and no class is
-    called so. Images that no row names are left out.
+    A class is given by its name, or its index where all labels are integers and no class is called
+    so. With `texts`, labels are as they stand there, and `classes_file` holds their characters (see
+    `read_alphabet`). Images that no row names are left out.
 
     Raises LabelError that lists the rows which are wrong.
     """
@@ -88,11 +100,19 @@ def from_csv(root: Path, files: Sequence[Path], table: Path, classes_file: Path 
             fix="correct the rows; `file` is a path below the folder of images",
         )
     chosen = sorted(found, key=lambda path: path.relative_to(root).as_posix())
-    labels = [found[path] for path in chosen]
-    classes, indexes = _indexes(labels, table, classes_file)
+    written = [found[path] for path in chosen]
+    labels: tuple[Label, ...] = tuple(written)
+    if texts:
+        classes = None if classes_file is None else read_alphabet(classes_file)
+    else:
+        classes, labels = _indexes(written, table, classes_file)
+    return Labelled(tuple(chosen), labels, classes, left_out(files, chosen, f"row in {table.name}"))
+
+
+def left_out(files: Sequence[Path], chosen: Sequence[Path], noun: str) -> tuple[str, ...]:
+    """The note that some images have no label."""
     left = len(files) - len(chosen)
-    notes = (f"{left} of {len(files)} images have no row in {table.name} and are left out",)
-    return Labelled(tuple(chosen), indexes, classes, notes if left else ())
+    return (f"{left} of {len(files)} images have no {noun} and are left out",) if left else ()
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -101,6 +121,15 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
     Raises LabelError when a class is named twice, an index is missing, or the file is not that.
     """
+    return _names(path, str.strip)
+
+
+def read_alphabet(path: Path) -> tuple[str, ...]:
+    """The characters that a decoder writes, as `read_classes` reads classes; but a space is one."""
+    return _names(path, lambda line: line if line.isspace() else line.strip())
+
+
+def _names(path: Path, name_of: Callable[[str], str]) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -110,7 +139,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if path.suffix.lower() == ".json":
         names = _from_json(text, path)
     else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        names = [name for line in text.split("\n") if (name := name_of(line.rstrip("\r")))]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice or not names:
         fact = f"names {', '.join(twice)} twice" if twice else "names no class"

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from qconvert.errors import TransformError
 from qconvert.images.decode import decode, picture, size_of
+from qconvert.images.masks import IGNORED, read_mask
 from qconvert.qconfig import Preprocess
 from qconvert.user_code import guarded
 
@@ -45,6 +46,11 @@ class Reader(Protocol):
         """
         ...
 
+    def mask(self, path: Path) -> Tensor:
+        """The mask of an image, with what changes its place or size done to it: (height, width)
+        int64. Raises LabelError."""
+        ...
+
 
 @dataclass(frozen=True)
 class Preprocessed:
@@ -59,21 +65,34 @@ class Preprocessed:
         mode = InterpolationMode(steps.interpolation)
         if isinstance(image, Tensor) and mode is InterpolationMode.NEAREST:
             mode = InterpolationMode.NEAREST_EXACT  # as Pillow's
-        if steps.resize is not None:
-            size = [steps.resize] if isinstance(steps.resize, int) else list(steps.resize)
-            image = F.resize(image, size, mode)
-        if steps.crop is not None:
-            size = [steps.crop] * 2 if isinstance(steps.crop, int) else list(steps.crop)
-            image = F.center_crop(image, size)
+        image = self._placed(image, mode)
         if isinstance(image, Image.Image):
             image = F.pil_to_tensor(image).to(torch.float32) / 255
         mean = torch.tensor(steps.mean).view(-1, 1, 1)
         std = torch.tensor(steps.std).view(-1, 1, 1)
         return (((image - mean) / std).unsqueeze(0),)
 
+    def _placed(self, image: Any, mode: InterpolationMode) -> Any:
+        """Resized and cropped."""
+        steps = self.steps
+        if steps.resize is not None:
+            size = [steps.resize] if isinstance(steps.resize, int) else list(steps.resize)
+            image = F.resize(image, size, mode)
+        if steps.crop is not None:
+            size = [steps.crop] * 2 if isinstance(steps.crop, int) else list(steps.crop)
+            image = F.center_crop(image, size)
+        return image
+
     def size(self, path: Path) -> tuple[int, int] | None:
         """See `Reader`."""
         return size_after(size_of(path, self.steps.exif), self.steps)
+
+    def mask(self, path: Path) -> Tensor:
+        """See `Reader`; what a crop adds beside the image is `IGNORED`."""
+        # One more, because a crop adds zeros.
+        shifted = read_mask(path).unsqueeze(0) + 1
+        placed = self._placed(shifted, InterpolationMode.NEAREST_EXACT)[0] - 1
+        return placed.where(placed >= 0, IGNORED)
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,10 @@ class Transformed:
     def size(self, path: Path) -> tuple[int, int] | None:
         """See `Reader`."""
         return None
+
+    def mask(self, path: Path) -> Tensor:
+        """See `Reader`; as it is in the file."""
+        return read_mask(path)
 
 
 def size_after(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:

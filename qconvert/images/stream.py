@@ -63,11 +63,26 @@ def map_images(
     Raises BadImageError that names all unreadable files, ModelInputError when torch's operators
     refuse an image.
     """
+    return map_numbered(
+        lambda inputs, _: function(inputs), images, read, batch_size=batch_size, progress=progress
+    )
 
-    def work(path: Path) -> Result:
+
+def map_numbered(
+    function: Callable[[Inputs, int], Result],
+    images: ImageSet,
+    read: Reader,
+    *,
+    batch_size: int = 8,
+    progress: Progress = no_progress,
+) -> Generator[Result, None, None]:
+    """As `map_images`, with the place of the image in `images.files`."""
+
+    def work(item: tuple[int, Path]) -> Result:
+        place, path = item
         inputs = read(path)
         try:
-            return function(inputs)
+            return function(inputs, place)
         except (RuntimeError, IndexError, AssertionError) as error:
             shapes = shapes_of(inputs)
             raise ModelInputError(
@@ -75,7 +90,7 @@ def map_images(
                 where=str(path),
             ) from error
 
-    found = _in_order(work, images.files, batch_size, progress)
+    found = _in_order(work, list(enumerate(images.files)), batch_size, progress)
     with closing(found) as results:
         try:
             yield from results

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from qconvert.errors import LabelError, NotFiniteImageError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
-from qconvert.images.stream import Progress, map_images, no_progress
+from qconvert.images.stream import Progress, map_numbered, no_progress
+from qconvert.measurement.answers import Answer, Decoder
+from qconvert.measurement.confidence import Confidence, compare_confidence
+from qconvert.measurement.metrics import Metric, Row, Seen, cosine
 from qconvert.measurement.statistics import Interval, bootstrap, decibels, proportion
 from qconvert.records import Record
 
@@ -21,44 +25,79 @@ from qconvert.records import Record
 Model = Callable[..., Tensor]
 
 
+class MetricFigures(Record):
+    """One metric of float (`reference`) and of the measured model; `drop` is by how much the latter
+    is worse, image by image, in the metric's own unit."""
+
+    name: str
+    higher_is_better: bool
+    reference: Interval
+    measured: Interval
+    drop: Interval
+
+
+class ClassFigures(Record):
+    """The images of one class: the share that each model gets right."""
+
+    name: str
+    images: int
+    reference: Interval
+    measured: Interval
+
+
 class Comparison(Record):
     """One model against float. Shares are fractions; SQNR is of the outputs, in dB; cosine is of
     the angle between the two outputs of an image.
 
-    What needs labels or answers is None where there is none. `agreement` is the share of images
-    with the same answer, or of pixels where there is one answer a pixel. Detections have an
+    What needs labels or answers is empty or None where there is none. `agreement` is the share of
+    images with the same answer, or of pixels where there is one answer a pixel. Detections have an
     agreement and nothing else: their number differs from model to model.
     """
 
     images: int
-    float_top1: Interval | None
-    top1: Interval | None
-    float_top5: Interval | None
-    top5: Interval | None
+    metrics: tuple[MetricFigures, ...] = ()
+    per_class: tuple[ClassFigures, ...] = ()
+    confidence: Confidence | None = None
     agreement: Interval | None
-    cosine: Interval | None
-    lowest_cosine: float | None
-    sqnr_db: Interval | None
+    cosine: Interval | None = None
+    lowest_cosine: float | None = None
+    sqnr_db: Interval | None = None
+
+    def metric(self, name: str) -> MetricFigures | None:
+        """The figures of one metric, if it was measured."""
+        return next((m for m in self.metrics if m.name == name), None)
 
     @property
-    def top1_drop(self) -> float | None:
-        """Float top-1 minus this model's; None without labels."""
-        if self.float_top1 is None or self.top1 is None:
-            return None
-        return self.float_top1.value - self.top1.value
+    def accuracy_drop(self) -> float | None:
+        """By how much this model is worse in the first metric; None without one."""
+        return self.metrics[0].drop.value if self.metrics else None
 
 
-class _Seen(NamedTuple):
+@dataclass(frozen=True)
+class Judge:
+    """What outputs are, and what is measured of them.
+
+    `decoder` gives each image its answer; without one, `pixels` says whether each pixel has one
+    along axis 1, else outputs are numbers. `right` counts answers that are the label.
+    """
+
+    decoder: Decoder | None = None
+    pixels: bool = False
+    metrics: Sequence[Metric] = ()
+    per_class: bool = False
+    required_accuracy: float = 0.99
+
+
+class _Judged(NamedTuple):
     """What is kept of one image: energies and cosine of the outputs, the share of equal answers,
-    and the five largest outputs of each model, largest first (none where there is no one
-    answer)."""
+    the answers of float and of the other model, and the rows of each metric of both."""
 
     signal: float
     noise: float
     cosine: float
     agreement: float
-    float_top: tuple[int, ...]
-    top: tuple[int, ...]
+    answers: tuple[Answer | None, Answer | None]
+    rows: tuple[tuple[Row, Row], ...]
 
 
 def compare(
@@ -66,23 +105,27 @@ def compare(
     measured: Model,
     images: ImageSet,
     read: Reader,
+    judge: Judge,
     *,
-    answers: bool,
     batch_size: int,
     progress: Progress = no_progress,
 ) -> Comparison:
     """Runs both models on every image and compares their outputs; memory does not grow with them.
 
-    `answers`: the largest output along axis 1 is the answer, of the image (1, classes) or of each
-    pixel (1, classes, height, width); else outputs are numbers without classes.
+    Every image is run on its own, at its own size: a result depends on nothing but the image
+    (layers with dynamic ranges would depend on the others of a batch).
 
     Raises NotFiniteImageError that names the images on which `reference` is not finite.
     """
 
-    def run(inputs: Inputs) -> _Seen:
-        return _seen(reference(*inputs), measured(*inputs), answers)
+    def run(inputs: Inputs, place: int) -> _Judged:
+        label: Any = images.labels[place] if images.labels is not None else None
+        if isinstance(label, Path) and judge.metrics:
+            label = read.mask(label)
+        return _judged(reference(*inputs), measured(*inputs), label, judge)
 
-    rows = list(map_images(run, images, read, batch_size=batch_size, progress=progress))
+    found = map_numbered(run, images, read, batch_size=batch_size, progress=progress)
+    rows = list(found)
     wrong = [p for p, row in zip(images.files, rows, strict=True) if not math.isfinite(row.signal)]
     if wrong:
         raise NotFiniteImageError(
@@ -90,25 +133,16 @@ def compare(
         )
     cosines = np.array([row.cosine for row in rows])
     energies = np.array([(row.signal, row.noise) for row in rows])
-    one_answer = answers and bool(rows[0].top)
-    five = one_answer and len(rows[0].top) == _FIVE
-    float_top = [row.float_top for row in rows] if one_answer else None
-    top = [row.top for row in rows] if one_answer else None
     return Comparison(
         images=len(rows),
-        float_top1=_share_right(float_top, images, 1),
-        top1=_share_right(top, images, 1),
-        float_top5=_share_right(float_top, images, 5) if five else None,
-        top5=_share_right(top, images, 5) if five else None,
-        agreement=_agreement(rows, one_answer) if answers else None,
+        metrics=tuple(_figures(metric, i, rows) for i, metric in enumerate(judge.metrics)),
+        per_class=_per_class(rows, images) if judge.per_class else (),
+        confidence=_confidence(rows, images, judge),
+        agreement=_agreement(rows, judge),
         cosine=bootstrap(mean, cosines),
         lowest_cosine=float(cosines.min()),
         sqnr_db=bootstrap(_ratio, energies),
     )
-
-
-# Top-5 is worth a line where there are more classes than five.
-_FIVE = 5
 
 
 def check_classes(images: ImageSet, outputs: int) -> None:
@@ -119,10 +153,11 @@ def check_classes(images: ImageSet, outputs: int) -> None:
         "name all classes in `data.classes`, in the model's order, or `labels: none`; "
         "`model.answers: none` if the outputs are no classes"
     )
+    indexes = [label for label in images.labels if isinstance(label, int)]
     if images.classes is None:
-        if max(images.labels) >= outputs:
+        if indexes and max(indexes) >= outputs:
             raise LabelError(
-                f"there is a label {max(images.labels)}, the model has {outputs} outputs",
+                f"there is a label {max(indexes)}, the model has {outputs} outputs",
                 where=str(images.root),
                 fix="count labels from 0; " + fix,
             )
@@ -134,45 +169,89 @@ def check_classes(images: ImageSet, outputs: int) -> None:
         )
 
 
-def _seen(reference: Tensor, measured: Tensor, answers: bool) -> _Seen:
+def _judged(reference: Tensor, measured: Tensor, label: Any, judge: Judge) -> _Judged:
     """One image's outputs, (1, ...), compared."""
-    want, have = reference.double().flatten(), measured.double().flatten()
-    lengths = float(want.norm() * have.norm())
+    want, have = reference.double(), measured.double()
     agreement = 0.0
-    if answers:
+    answers: tuple[Answer | None, Answer | None] = (None, None)
+    if judge.decoder is not None:
+        said, found = judge.decoder(reference), judge.decoder(measured)
+        agreement, answers = float(said.value == found.value), (said, found)
+    elif judge.pixels:
         agreement = float((reference.argmax(1) == measured.argmax(1)).double().mean())
-    return _Seen(
+    models = ((reference, answers[0]), (measured, answers[1]))
+    seen = [Seen(output, answer, reference, label) for output, answer in models]
+    return _Judged(
         signal=float(want.square().sum()),
         noise=float((want - have).square().sum()),
-        cosine=float(want @ have) / lengths if lengths else float(torch.equal(want, have)),
+        cosine=cosine(reference, measured),
         agreement=agreement,
-        float_top=_largest(reference) if answers else (),
-        top=_largest(measured) if answers else (),
+        answers=answers,
+        rows=tuple((metric.row(seen[0]), metric.row(seen[1])) for metric in judge.metrics),
     )
 
 
-def _largest(output: Tensor) -> tuple[int, ...]:
-    """The indices of the largest outputs of one row, largest first; of equals the first comes
-    first. Empty for maps."""
-    if output.dim() != 2:
-        return ()
-    count = _FIVE if output.shape[1] > _FIVE else 1
-    return tuple(torch.sort(output[0], descending=True, stable=True).indices[:count].tolist())
+def _figures(metric: Metric, place: int, rows: Sequence[_Judged]) -> MetricFigures:
+    reference, measured = (np.array([row.rows[place][i] for row in rows]) for i in range(2))
+    width, sign = reference.shape[1], 1 if metric.higher_is_better else -1
+
+    def drop(both: np.ndarray) -> float:
+        return sign * (metric.figure(both[:, :width]) - metric.figure(both[:, width:]))
+
+    return MetricFigures(
+        name=metric.name,
+        higher_is_better=metric.higher_is_better,
+        reference=metric.interval(reference),
+        measured=metric.interval(measured),
+        drop=bootstrap(drop, np.hstack([reference, measured])),
+    )
 
 
-def _share_right(tops: list[tuple[int, ...]] | None, images: ImageSet, k: int) -> Interval | None:
-    """The share of images whose label is among the `k` largest outputs."""
-    if tops is None or images.labels is None:
+def _right(rows: Sequence[_Judged], images: ImageSet) -> np.ndarray:
+    """Whether each model's answer is the label, (images, 2)."""
+    labels = images.labels or ()
+    return np.array(
+        [
+            [answer is not None and answer.value == label for answer in row.answers]
+            for row, label in zip(rows, labels, strict=True)
+        ]
+    )
+
+
+def _per_class(rows: Sequence[_Judged], images: ImageSet) -> tuple[ClassFigures, ...]:
+    labels, right = np.array(images.labels), _right(rows, images)
+    found = []
+    for label in np.unique(labels).tolist():
+        of_class = right[labels == label]
+        shares = [proportion(int(column.sum()), len(column)) for column in of_class.T]
+        found.append(
+            ClassFigures(
+                name=images.classes[label] if images.classes else str(label),
+                images=len(of_class),
+                reference=shares[0],
+                measured=shares[1],
+            )
+        )
+    return tuple(found)
+
+
+def _confidence(rows: Sequence[_Judged], images: ImageSet, judge: Judge) -> Confidence | None:
+    """None without labels, or where an answer has no confidence."""
+    if judge.decoder is None or images.labels is None:
         return None
-    hits = sum(label in top[:k] for label, top in zip(images.labels, tops, strict=True))
-    return proportion(hits, len(tops))
+    sure = np.array([[answer.confidence for answer in row.answers if answer] for row in rows])
+    if not np.isfinite(sure).all():
+        return None
+    right = _right(rows, images)
+    reference, measured = (np.stack([sure[:, i], right[:, i]], axis=1) for i in range(2))
+    return compare_confidence(reference, measured, judge.required_accuracy)
 
 
-def _agreement(rows: list[_Seen], one_answer: bool) -> Interval:
-    if one_answer:
+def _agreement(rows: Sequence[_Judged], judge: Judge) -> Interval | None:
+    if judge.decoder is not None:
         return proportion(round(sum(row.agreement for row in rows)), len(rows))
     # The pixels of an image are not independent: the interval is over images.
-    return bootstrap(mean, np.array([row.agreement for row in rows]))
+    return bootstrap(mean, np.array([row.agreement for row in rows])) if judge.pixels else None
 
 
 def mean(values: np.ndarray) -> float:

@@ -77,12 +77,5 @@ def compare_detections(
     shares = list(map_images(run, images, read, batch_size=batch_size, progress=progress))
     return Comparison(
         images=len(shares),
-        float_top1=None,
-        top1=None,
-        float_top5=None,
-        top5=None,
         agreement=bootstrap(mean, np.array(shares)),
-        cosine=None,
-        lowest_cosine=None,
-        sqnr_db=None,
     )

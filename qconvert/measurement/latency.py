@@ -33,7 +33,8 @@ _STEADY = 0.25
 
 
 class Timing(Record):
-    """Calls of one model at one batch size and thread count, in seconds a call."""
+    """Calls of one model at one batch size and thread count, in seconds a call; where inputs differ
+    in size, `calls` counts the rounds over all sizes, and the seconds are a round's mean."""
 
     model: str
     form: str
@@ -48,13 +49,14 @@ class Timing(Record):
 class Latency(Record):
     """Float beside other models at one batch size and thread count.
 
-    `float_forms_s` has the median seconds of every form that float was tried in, `failed_forms` why
-    others do not run; `baseline` is the fastest, measured again beside the others. `speedups` are
-    float over the model, by model.
+    `shapes` are those of the first input in each call of a round. `float_forms_s` has the median
+    seconds of every form that float was tried in, `failed_forms` why others do not run; `baseline`
+    is the fastest, measured again beside the others. `speedups` are float over the model, by model.
     """
 
     batch_size: int
     threads: int
+    shapes: tuple[tuple[int, ...], ...]
     baseline: Timing
     models: dict[str, Timing]
     speedups: dict[str, Interval]
@@ -66,7 +68,7 @@ class Latency(Record):
 def measure(
     float_file: Path,
     files: dict[str, Path],
-    example: Inputs,
+    examples: Sequence[Inputs],
     *,
     batch_sizes: Sequence[int],
     threads: Sequence[int],
@@ -74,14 +76,16 @@ def measure(
 ) -> list[Latency]:
     """Measures TorchScript files against `float_file`, `seconds` for each setting.
 
-    `example` are the inputs of one image; larger batches repeat it.
+    `examples` are the inputs of one image each; where they differ in size, a round calls a model
+    with each of them in turn, as lines of text or photographs come. A batch is of one size: it
+    repeats the image.
 
     Raises TimingError when a file does not run.
     """
     results = []
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder, "inputs.pt")
-        write_tensors(inputs, tuple(example))
+        write_tensors(inputs, [tuple(example) for example in examples])
         for count in dict.fromkeys(threads):
             job = {
                 "float": str(float_file),
@@ -143,6 +147,7 @@ def _latency(row: dict, threads: int) -> Latency:
     return Latency(
         batch_size=batch,
         threads=threads,
+        shapes=row["shapes"],
         baseline=timings.pop("float"),
         models=timings,
         speedups=speedups,

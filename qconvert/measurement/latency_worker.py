@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ def main() -> None:
     """Reads the job, measures each batch size, prints the rows."""
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
-    example: Inputs = torch.load(job["inputs"], weights_only=True)
-    float_forms, failed = _float_forms(Path(job["float"]), example)
+    examples: list[Inputs] = torch.load(job["inputs"], weights_only=True)
+    float_forms, failed = _float_forms(Path(job["float"]), examples[0])
     others: dict[str, Model] = {
         name: torchscript.load(Path(path)) for name, path in job["files"].items()
     }
     with torch.inference_mode():
         rows = [
-            _measure(float_forms, others, _repeated(example, batch), job["seconds"])
+            _measure(float_forms, others, [_repeated(x, batch) for x in examples], job["seconds"])
             for batch in job["batch_sizes"]
         ]
     print(json.dumps([{**row, "failed_forms": failed} for row in rows]))
@@ -90,7 +90,10 @@ def _channels_last(model: Model) -> Model:
 
 
 def _measure(
-    float_forms: dict[str, Model], others: dict[str, Model], inputs: Inputs, seconds: float
+    float_forms: dict[str, Model],
+    others: dict[str, Model],
+    inputs: Sequence[Inputs],
+    seconds: float,
 ) -> dict:
     medians = _medians(float_forms, inputs, 0.0, _FEWEST_TO_DROP)
     hopeful = {n: f for n, f in float_forms.items() if medians[n] < _SLOW * min(medians.values())}
@@ -98,34 +101,35 @@ def _measure(
     fastest = min(medians, key=lambda name: medians[name])
     models = {"float": float_forms[fastest], **others}
     return {
-        "batch_size": len(inputs[0]),
+        "batch_size": len(inputs[0][0]),
+        "shapes": [list(x[0].shape) for x in inputs],
         "float_forms_s": medians,
         "forms": {"float": fastest, **dict.fromkeys(others, "as saved")},
         "calls_s": _rounds(models, inputs, seconds * (1 - _CHOOSING), _FEWEST_ROUNDS),
     }
 
 
-def _warmed_up(model: Model, inputs: Inputs) -> float:
-    """Seconds of the last call."""
-    start = 0.0
-    for _ in range(_WARM_UP_CALLS):
-        start = time.perf_counter()
-        model(*inputs)
-    return time.perf_counter() - start
+def _round(model: Model, inputs: Sequence[Inputs]) -> float:
+    """Seconds of a call, the mean over the inputs."""
+    start = time.perf_counter()
+    for given in inputs:
+        model(*given)
+    return (time.perf_counter() - start) / len(inputs)
 
 
 def _medians(
-    models: dict[str, Model], inputs: Inputs, seconds: float, fewest: int
+    models: dict[str, Model], inputs: Sequence[Inputs], seconds: float, fewest: int
 ) -> dict[str, float]:
     tried = _rounds(models, inputs, seconds, fewest)
     return {name: sorted(calls)[len(calls) // 2] for name, calls in tried.items()}
 
 
 def _rounds(
-    models: dict[str, Model], inputs: Inputs, seconds: float, fewest: int
+    models: dict[str, Model], inputs: Sequence[Inputs], seconds: float, fewest: int
 ) -> dict[str, list[float]]:
     """Seconds of each call; the models take turns, and the order turns round every time."""
-    slow = {name: _warmed_up(model, inputs) > _LONG_S for name, model in models.items()}
+    warm = {n: [_round(m, inputs) for _ in range(_WARM_UP_CALLS)] for n, m in models.items()}
+    slow = {name: rounds[-1] > _LONG_S for name, rounds in warm.items()}
     calls: dict[str, list[float]] = {name: [] for name in models}
     order = list(models)
     end = time.perf_counter() + seconds
@@ -134,10 +138,8 @@ def _rounds(
         for name in order:
             if not slow[name]:
                 # The call before a timed one is the same model's: caches are its own.
-                models[name](*inputs)
-            start = time.perf_counter()
-            models[name](*inputs)
-            calls[name].append(time.perf_counter() - start)
+                _round(models[name], inputs)
+            calls[name].append(_round(models[name], inputs))
     return calls
 
 

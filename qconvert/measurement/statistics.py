@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -48,12 +48,23 @@ def decibels(signal: float, noise: float) -> float:
 
 def bootstrap(statistic: Callable[[np.ndarray], float], rows: np.ndarray) -> Interval:
     """A statistic of rows with its percentile bootstrap interval; seeded."""
+    (interval,) = bootstraps(lambda drawn: (statistic(drawn),), rows)
+    return interval
+
+
+def bootstraps(
+    statistics: Callable[[np.ndarray], Sequence[float]], rows: np.ndarray
+) -> list[Interval]:
+    """Several statistics of the same draws."""
     generator = np.random.default_rng(0)
     draws = [
-        statistic(rows[generator.integers(0, len(rows), len(rows))]) for _ in range(_RESAMPLES)
+        statistics(rows[generator.integers(0, len(rows), len(rows))]) for _ in range(_RESAMPLES)
     ]
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value=float(statistic(rows)), low=float(low), high=float(high))
+    bounds = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return [
+        Interval(value=float(value), low=float(low), high=float(high))
+        for value, low, high in zip(statistics(rows), *bounds, strict=True)
+    ]
 
 
 def median(values: np.ndarray) -> Interval:

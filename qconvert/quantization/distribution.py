@@ -68,7 +68,8 @@ class Histogram:
 class Distribution:
     """What is known of a tensor: of one image, or of many after `+`.
 
-    `channel_min` and `channel_max` (float32) run along axis 1. `average_min` and `average_max` are
+    `channel_min` and `channel_max` (float32) run along axis 1; of images that differ in its length
+    (the steps of a line of text) there is one value. `average_min` and `average_max` are
     the exponential averages of the images' ranges, which alone depend on the order.
     """
 
@@ -93,10 +94,17 @@ class Distribution:
             max(self.maximum, later.maximum),
             average(self.average_min, later.average_min),
             average(self.average_max, later.average_max),
-            np.minimum(self.channel_min, later.channel_min),
-            np.maximum(self.channel_max, later.channel_max),
+            _joined(np.minimum, self.channel_min, later.channel_min),
+            _joined(np.maximum, self.channel_max, later.channel_max),
             self.histogram + later.histogram,
         )
+
+
+def _joined(extreme: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.shape != b.shape:
+        a, b = (extreme.reduce(side, keepdims=True) for side in (a, b))
+    joined: np.ndarray = extreme(a, b)
+    return joined
 
 
 def observe(x: Tensor) -> Distribution:

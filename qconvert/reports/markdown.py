@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qconvert.reports.record import Report
 from qconvert.reports.tables import Table, all_tables
 
 
-def to_markdown(report: Report) -> str:
-    """The whole report in GitHub's Markdown."""
+def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
+    """The whole report in GitHub's Markdown; `pictures` are files beside it by their title."""
     machine = report.environment
     lines = [
         f"# {report.name}: float against int8",
@@ -21,6 +23,8 @@ def to_markdown(report: Report) -> str:
         lines += [f"## {table.title}", "", *_rows(table), ""]
         if table.note:
             lines += [table.note + ".", ""]
+    for title, file in pictures.items():
+        lines += [f"## {title}", "", f"![{title}]({file})", ""]
     if report.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in report.notes), ""]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ class Report(Record):
     that it has in the float model.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     name: str
     created: str
     environment: Environment
@@ -93,9 +93,11 @@ def check_budgets(
     speedup = latency.speedups["int8"].value
     agreement = accuracy.agreement.value if accuracy.agreement else None
     cosine = accuracy.cosine.value if accuracy.cosine else None
+    automation = accuracy.confidence.drop.value if accuracy.confidence else None
     # Name, limit, found, and whether the limit is the most that is allowed.
     rows = (
-        ("max_accuracy_drop", limits.max_accuracy_drop, accuracy.top1_drop, True),
+        ("max_accuracy_drop", limits.max_accuracy_drop, accuracy.accuracy_drop, True),
+        ("max_automation_drop", limits.max_automation_drop, automation, True),
         ("min_agreement", limits.min_agreement, agreement, False),
         ("min_cosine", limits.min_cosine, cosine, False),
         ("min_speedup", limits.min_speedup, speedup, False),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qconvert.measurement.accuracy import Comparison
+from qconvert.measurement.accuracy import ClassFigures, Comparison
+from qconvert.measurement.confidence import Confidence
 from qconvert.measurement.latency import Latency, Timing
 from qconvert.measurement.statistics import Interval
 from qconvert.reports.record import Report
+
+# Rows of a table of classes.
+_CLASSES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Table:
 def all_tables(report: Report) -> list[Table]:
     """Every table of a report, in reading order."""
     tables = [
-        accuracy_table(report.accuracy, "int8"),
+        *accuracy_tables(report.accuracy, "int8"),
         *latency_tables(report.latency),
         size_table(report),
     ]
@@ -45,15 +50,23 @@ def all_tables(report: Report) -> list[Table]:
     return tables
 
 
+def accuracy_tables(accuracy: Comparison, model: str) -> list[Table]:
+    """All that is known of a model's accuracy beside float's."""
+    tables = [accuracy_table(accuracy, model)]
+    if accuracy.per_class:
+        tables.append(_per_class_table(accuracy.per_class, model))
+    if accuracy.confidence is not None:
+        tables.append(confidence_table(accuracy.confidence, model))
+    return tables
+
+
 def accuracy_table(accuracy: Comparison, model: str) -> Table:
     """A model's accuracy beside float's, with 95 % intervals."""
     rows: list[tuple[str, str, str]] = []
-    for name, before, after in (
-        ("top-1", accuracy.float_top1, accuracy.top1),
-        ("top-5", accuracy.float_top5, accuracy.top5),
-    ):
-        if before is not None and after is not None:
-            rows.append((name, share(before), share(after)))
+    for metric in accuracy.metrics:
+        form = "{:.5f}" if metric.name == "cosine" else "{:.4f}"
+        figures = (_with_interval(i, form, "") for i in (metric.reference, metric.measured))
+        rows.append((metric_name(metric.name), next(figures), next(figures)))
     if accuracy.agreement is not None:
         rows.append(("same answer as float", "", share(accuracy.agreement)))
     elif accuracy.cosine is not None:
@@ -63,6 +76,65 @@ def accuracy_table(accuracy: Comparison, model: str) -> Table:
         rows.append(("SQNR of the outputs", "", _with_interval(accuracy.sqnr_db, "{:.1f}", " dB")))
     title = f"Accuracy on {accuracy.images:,} images (95 % intervals)"
     return Table(title, ("", "float", model), tuple(rows))
+
+
+def metric_name(name: str) -> str:
+    """A metric as people write it; a user's own as she named it.
+
+    >>> metric_name("top5"), metric_name("exact_match"), metric_name("mean_iou")
+    ('top-5', 'exact match', 'mean IoU')
+    """
+    if ":" in name:
+        return name
+    return re.sub(r"^top(\d+)$", r"top-\1", name).replace("_", " ").replace("iou", "IoU")
+
+
+def _per_class_table(classes: Sequence[ClassFigures], model: str) -> Table:
+    """The classes that lose most first; the JSON has all."""
+    by_loss = sorted(classes, key=lambda c: c.measured.value - c.reference.value)
+    rows = tuple(
+        (c.name, f"{c.images:,}", share(c.reference), share(c.measured))
+        for c in by_loss[:_CLASSES_SHOWN]
+    )
+    left = len(classes) - len(rows)
+    return Table(
+        "Top-1 of each class",
+        ("", "images", "float", model),
+        rows,
+        f"{left} classes that lose less are in the JSON" if left else "",
+    )
+
+
+def confidence_table(confidence: Confidence, model: str) -> Table:
+    """How sure the models are, and how many images they may decide alone."""
+    required = f"{confidence.required_accuracy:.4g}"
+    own = (confidence.reference, confidence.measured, confidence.carried)
+
+    def threshold(value: float | None) -> str:
+        return "none" if value is None else f"{value:.4f}"
+
+    def accuracy(value: float | None) -> str:
+        return "" if value is None else f"{value:.4f}"
+
+    rows = (
+        (
+            "calibration error",
+            share(confidence.reference_calibration_error),
+            share(confidence.calibration_error),
+            "",
+        ),
+        ("decided alone", *(share(automation.rate) for automation in own)),
+        ("from a confidence of", *(threshold(automation.threshold) for automation in own)),
+        ("accuracy of these", *(accuracy(automation.accuracy) for automation in own)),
+    )
+    lost = _with_interval(confidence.drop, "{:.4f}", "")
+    return Table(
+        f"Decided alone at an accuracy of {required} (95 % intervals)",
+        ("", "float", model, f"{model}, float's threshold"),
+        rows,
+        f"automation lost, each with its own threshold: {lost}; thresholds are chosen on these "
+        "images, so on others the accuracy is a little lower",
+    )
 
 
 def latency_tables(latencies: Sequence[Latency]) -> list[Table]:
@@ -77,6 +149,11 @@ def latency_tables(latencies: Sequence[Latency]) -> list[Table]:
         note = (
             f"float is {latency.baseline.form}, the fastest of {len(latency.float_forms_s)} forms"
         )
+        if len(latency.shapes) > 1:
+            first, last = (
+                " x ".join(map(str, s[2:])) for s in (latency.shapes[0], latency.shapes[-1])
+            )
+            note += f"; a call is the mean of {len(latency.shapes)} sizes from {first} to {last}"
         if latency.failed_forms:
             note += f" ({len(latency.failed_forms)} others do not run)"
         if latency.unsteady:

@@ -13,6 +13,7 @@ from qconvert.measurement.latency import Latency, measure, thread_counts
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.coverage import Coverage
 from qconvert.reports.markdown import to_markdown
+from qconvert.reports.plots import automation_svg
 from qconvert.reports.record import (
     FloatOperator,
     Int8Share,
@@ -22,13 +23,15 @@ from qconvert.reports.record import (
     check_budgets,
     verdict,
 )
-from qconvert.steps.convert import INT8, judge, make_int8
-from qconvert.steps.fuse import FLOAT
+from qconvert.steps.convert import INT8, make_int8
+from qconvert.steps.judging import judge
+from qconvert.steps.measured import FLOAT
 from qconvert.steps.session import Session
 from qconvert.workspace import write_atomically
 
 JSON = "report.json"
 MARKDOWN = "report.md"
+AUTOMATION = "automation.svg"
 
 
 def make_report(session: Session) -> Report:
@@ -41,7 +44,7 @@ def make_report(session: Session) -> Report:
         latency = measure(
             workspace.path(FLOAT),
             {"int8": workspace.path(INT8)},
-            session.example,
+            session.timed,
             batch_sizes=config.benchmark.batch_sizes,
             threads=thread_counts(config.benchmark.threads),
             seconds=config.benchmark.seconds,
@@ -65,7 +68,11 @@ def make_report(session: Session) -> Report:
         qconfig=with_relative_paths(config, session.config_path.resolve().parent),
     )
     write_atomically(workspace.path(JSON), (report.model_dump_json(indent=2) + "\n").encode())
-    write_atomically(workspace.path(MARKDOWN), to_markdown(report).encode())
+    pictures = {}
+    if accuracy.confidence is not None:
+        write_atomically(workspace.path(AUTOMATION), automation_svg(accuracy.confidence, "int8"))
+        pictures["Accuracy against automation"] = AUTOMATION
+    write_atomically(workspace.path(MARKDOWN), to_markdown(report, pictures).encode())
     return report
 
 
@@ -100,8 +107,8 @@ def notes(
     ):
         if images.skipped:
             found.append(f"{images.skipped} {role} images could not be read and were skipped.")
-    if accuracy.top1 is None:
-        found.append(_no_top1(session, accuracy))
+    if not accuracy.metrics:
+        found.append(_nothing_measured(session, accuracy))
     if converted["parts_sqnr_db"] is not None:
         found.append(
             f"The converted parts have {converted['parts_sqnr_db']:.1f} dB of SQNR, each on the "
@@ -122,16 +129,18 @@ def notes(
     return found
 
 
-def _no_top1(session: Session, accuracy: Comparison) -> str:
+def _nothing_measured(session: Session, accuracy: Comparison) -> str:
     if accuracy.cosine is None:
         return (
-            "Detections have no top-1: agreement is the share of boxes from a score of "
+            "Detections have no accuracy here: agreement is the share of boxes from a score of "
             f"{SCORE:g} on that float has too, with the same label and an overlap of {OVERLAP:g}."
         )
     if accuracy.agreement is None:
         return "The outputs are no classes: the cosine stands in for accuracy."
     if session.evaluation_images.labels is None:
         return "There are no labels: agreement with float stands in for accuracy."
+    if session.config.label_kind == "texts":
+        return "No metric reads the labels (benchmark.metrics, benchmark.decoder)."
     return "Answers are of pixels, labels of images: agreement with float stands in for accuracy."
 
 

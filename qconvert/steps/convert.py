@@ -14,8 +14,7 @@ from torch.fx import GraphModule
 
 from qconvert import torchscript
 from qconvert.errors import OutputError, VerificationError
-from qconvert.measurement.accuracy import Comparison, compare
-from qconvert.measurement.detections import compare_detections
+from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.environment import here
 from qconvert.measurement.statistics import decibels
 from qconvert.models.checkpoint_file import checkpoint_digest
@@ -29,16 +28,10 @@ from qconvert.quantization.lowering.verification import Verification, verify
 from qconvert.quantization.plan import Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calibration
-from qconvert.steps.fuse import (
-    FLOAT,
-    FUSED,
-    Measured,
-    check_same_weights,
-    fused_digest,
-    measured,
-)
-from qconvert.steps.fuse import RECORD as FUSE_RECORD
-from qconvert.steps.session import Session
+from qconvert.steps.fuse import FUSED, check_same_weights, fused_digest
+from qconvert.steps.judging import judge, what_judges
+from qconvert.steps.measured import FLOAT, Measured, measured
+from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by, make_timings
 from qconvert.workspace import TEMPORARY, digest, write_atomically
 
@@ -122,31 +115,6 @@ def planned(session: Session, timings: Timings | None) -> Plan:
     """Today's plan; without calibration there is none."""
     section = session.config.quantization
     return make_plan(session.fused, read_calibration(session), section, costs_by(session, timings))
-
-
-def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison:
-    """A model's accuracy beside the float model's, on the evaluation images."""
-    original = torchscript.freeze(torchscript.load(session.workspace.path(FLOAT)))
-    seen = measured(session.workspace.read(FUSE_RECORD) or {})
-    with session.voice.progress(title) as progress:
-        if seen.detections:
-            return compare_detections(
-                original,
-                model,
-                session.evaluation_images,
-                session.read,
-                batch_size=session.config.calibration.batch_size,
-                progress=progress,
-            )
-        return compare(
-            seen.of(original),
-            seen.of(model),
-            session.evaluation_images,
-            session.read,
-            answers=seen.answers,
-            batch_size=session.config.calibration.batch_size,
-            progress=progress,
-        )
 
 
 def simulate(session: Session, plan: Plan) -> Callable[..., Any]:
@@ -237,7 +205,7 @@ def _manifest(
     checkpoint = config.model.checkpoint
     environment = here()
     return {
-        "version": 2,
+        "version": 3,
         "made_with": {**session.versions, "python": environment.python},
         "isa": plan.isa,
         "verified_on": {"cpu": environment.cpu, "vnni": environment.vnni},
@@ -334,6 +302,7 @@ def _key(
             "timings": timings,
             "evaluation": session.evaluation_images.digest,
             "reading": session.reading,
+            "judging": what_judges(session),
             "output": [fused_record[k] for k in ("measured_output", "answers", "detections")],
             # What the manifest tells.
             "checkpoint": checkpoint_digest(config.model.checkpoint),

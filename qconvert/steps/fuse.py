@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,20 +19,20 @@ from qconvert.errors import (
     UnsupportedError,
 )
 from qconvert.images.preprocess import Inputs, shapes_of
-from qconvert.measurement.accuracy import check_classes
 from qconvert.measurement.detections import are_detections
 from qconvert.measurement.difference import relative_difference
 from qconvert.models.assembly import Assembly
 from qconvert.models.checkpoint_file import checkpoint_digest
 from qconvert.models.graph import check_inputs
-from qconvert.models.outputs import ONLY, are_answers, choose, only, tensors
+from qconvert.models.outputs import tensors
 from qconvert.models.tracing import DIFFERS
+from qconvert.steps.judging import judge_of
+from qconvert.steps.measured import FLOAT, measured, measured_of, say_what_is_measured
 from qconvert.steps.session import FUSE_RECORD, LIBRARY_PREPROCESS, Session
 from qconvert.user_code import digests_now, guarded
 from qconvert.workspace import digest, write_atomically
 
 RECORD = FUSE_RECORD
-FLOAT = "float.pt"
 FUSED = "fused.pt"
 # Largest difference of the fused model, as a share of the largest output.
 TOLERANCE = 1e-4
@@ -42,27 +41,12 @@ TOLERANCE = 1e-4
 _OWN_ROUNDING = 4
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Which output of the model is measured, its shape for one image, and whether its largest
-    values are answers; or that all of it are `detections`."""
-
-    name: str
-    shape: tuple[int, ...]
-    answers: bool
-    detections: bool = False
-
-    def of(self, model: Callable[..., Any]) -> Callable[..., Tensor]:
-        """The model with this output alone."""
-        return only(model, self.name)
-
-
 def make_fused(session: Session) -> dict[str, Any]:
     """Writes `float.pt` (the original, traced), `fused.pt` and `fused.json`, unless fresh.
 
     Raises ModelInputError when the model fails on the images, ImageSizeError when it does not work
-    at all of their sizes, LabelError when its outputs cannot be the labels' classes, and
-    FusionError when the fused model differs from the original on real images."""
+    at all of their sizes, LabelError or MetricError when its outputs cannot be judged as the
+    qconfig says, and FusionError when the fused model differs from the original on real images."""
     workspace = session.workspace
 
     def key_of(record: dict[str, Any]) -> str:
@@ -70,13 +54,13 @@ def make_fused(session: Session) -> dict[str, Any]:
 
     if (record := session.fresh("fuse", RECORD, key_of)) is not None:
         # Also then: the labels of the evaluation images are no input of this step.
-        _check_labels(session, measured(record))
+        judge_of(session, measured(record))
         return record
     result = _float_result(session)
     outputs = tensors(result)
-    seen = _measured(session, outputs, are_detections(result))
-    _say_what_is_measured(session, outputs, seen)
-    _check_labels(session, seen)
+    seen = measured_of(session, outputs, are_detections(result))
+    say_what_is_measured(session, outputs, seen)
+    judge_of(session, seen)
     code = session.float_model.code
     fused = session.fused
     with session.voice.busy("fusing and comparing with the original"):
@@ -106,22 +90,6 @@ def make_fused(session: Session) -> dict[str, Any]:
     for line in kept_lines(content):
         session.voice.say(f"fuse: {line}")
     return workspace.write_record(RECORD, _key(session, code), (FLOAT, FUSED), content)
-
-
-def measured(record: dict[str, Any]) -> Measured:
-    """Which output is measured, from a record of `fuse`."""
-    name = record["measured_output"]
-    shape = tuple(record["outputs"][name])
-    return Measured(name, shape, record["answers"], record["detections"])
-
-
-def _measured(session: Session, outputs: dict[str, Tensor], detections: bool) -> Measured:
-    section = session.config.model
-    name = choose(outputs, section.output_name)
-    shape = tuple(outputs[name].shape)
-    if detections and section.output is None:
-        return Measured(name, shape, answers=False, detections=True)
-    return Measured(name, shape, are_answers(outputs[name], section.answers))
 
 
 def kept_lines(record: dict[str, Any]) -> list[str]:
@@ -210,27 +178,6 @@ def _run_float(session: Session, inputs: Inputs) -> Any:
     module = session.float_model.module
     with guarded(doing, ModelInputError, "model.source"), torch.inference_mode():
         return module(*inputs)
-
-
-def _say_what_is_measured(session: Session, outputs: dict[str, Tensor], seen: Measured) -> None:
-    say, section = session.voice.say, session.config.model
-    if seen.detections:
-        say("model: its outputs are detections: boxes with labels and scores are compared")
-    elif len(outputs) > 1 and section.output is None:
-        others = ", ".join(f"{name!r}" for name in outputs if name != seen.name)
-        say(f"model: of its outputs {seen.name!r} is measured, not {others} (model.output)")
-    elif len(outputs) == 1 and seen.name != ONLY:
-        say(f"model: its output is {seen.name!r}")
-    if section.answers == "auto" and not seen.answers and not seen.detections:
-        say(
-            f"model: outputs of shape {list(seen.shape)} are taken for numbers, not classes: "
-            "cosine and SQNR are measured (model.answers)"
-        )
-
-
-def _check_labels(session: Session, seen: Measured) -> None:
-    if seen.answers and len(seen.shape) == 2:
-        check_classes(session.evaluation_images, seen.shape[1])
 
 
 def _difference(session: Session, *models: Callable[..., Any]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from qconvert.measurement.latency import Latency, measure
 from qconvert.reports.inspection_pictures import file_picture, forecast_picture
 from qconvert.reports.inspection_tables import file_lines, file_tables, forecast_tables
 from qconvert.reports.record import FloatOperator, Report
-from qconvert.reports.tables import Table, accuracy_table, all_tables, latency_tables, megabytes
+from qconvert.reports.tables import Table, accuracy_tables, all_tables, latency_tables, megabytes
 from qconvert.starter import TODO, Request
 from qconvert.steps import benchmark as benchmark_step
 from qconvert.steps import calibrate as calibrate_step
@@ -23,6 +23,8 @@ from qconvert.steps import convert as convert_step
 from qconvert.steps import fuse as fuse_step
 from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
+from qconvert.steps.judging import judge
+from qconvert.steps.measured import FLOAT
 from qconvert.steps.session import Session, Voice
 from qconvert.steps.timings import make_timings
 
@@ -111,7 +113,7 @@ def run_fuse(session: Session) -> Outcome:
     """Fuses, then measures the fused model."""
     record = fuse_step.make_fused(session)
     path = session.workspace.path(fuse_step.FUSED)
-    accuracy = convert_step.judge(session, torchscript.load(path), "measuring accuracy")
+    accuracy = judge(session, torchscript.load(path), "measuring accuracy")
     latency = _quick_latency(session, {"fused": path})
     refused = tuple(f"not fused: {r['operator']}: {r['reason']}" for r in record["refused"])
     pairs = Table(
@@ -127,8 +129,8 @@ def run_fuse(session: Session) -> Outcome:
         *fuse_step.kept_lines(record),
         *refused,
     )
-    names = (fuse_step.FLOAT, fuse_step.FUSED, fuse_step.RECORD)
-    tables = (pairs, accuracy_table(accuracy, "fused"), *latency_tables(latency))
+    names = (FLOAT, fuse_step.FUSED, fuse_step.RECORD)
+    tables = (pairs, *accuracy_tables(accuracy, "fused"), *latency_tables(latency))
     return _outcome(session, "fuse", lines, tables, names, "calibrate", record, accuracy, latency)
 
 
@@ -137,7 +139,7 @@ def run_calibrate(session: Session) -> Outcome:
     record = calibrate_step.make_calibration(session)
     plan = convert_step.planned(session, make_timings(session))
     simulated = convert_step.simulate(session, plan)
-    accuracy = convert_step.judge(session, simulated, "simulating int8 accuracy")
+    accuracy = judge(session, simulated, "simulating int8 accuracy")
     latency = _quick_latency(session, {})
     lines = (
         f"{record['images']} images, {len(record['tensors'])} tensors, observer "
@@ -145,7 +147,7 @@ def run_calibrate(session: Session) -> Outcome:
         f"planned: {plan.int8_macs:.2%} of multiply-accumulates in int8",
     )
     names = (calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD)
-    tables = (accuracy_table(accuracy, "int8, simulated"), *latency_tables(latency))
+    tables = (*accuracy_tables(accuracy, "int8, simulated"), *latency_tables(latency))
     return _outcome(
         session, "calibrate", lines, tables, names, "convert", record, accuracy, latency
     )
@@ -172,7 +174,7 @@ def run_convert(session: Session) -> Outcome:
         *benchmark_step.notes(session, record, accuracy, latency),
     )
     names = (convert_step.PLAN, convert_step.INT8, convert_step.RECORD)
-    tables = (accuracy_table(accuracy, "int8"), *latency_tables(latency))
+    tables = (*accuracy_tables(accuracy, "int8"), *latency_tables(latency))
     return _outcome(
         session, "convert", lines, tables, names, "benchmark", record, accuracy, latency
     )
@@ -188,7 +190,9 @@ def run_benchmark(session: Session) -> Outcome:
         if not b.met
     )
     lines = (f"verdict: {report.verdict}", *report.notes)
-    names = (convert_step.INT8, benchmark_step.JSON, benchmark_step.MARKDOWN)
+    names = [convert_step.INT8, benchmark_step.JSON, benchmark_step.MARKDOWN]
+    if report.accuracy.confidence is not None:
+        names.append(benchmark_step.AUTOMATION)
     return Outcome(
         "benchmark",
         lines,
@@ -203,9 +207,9 @@ def run_benchmark(session: Session) -> Outcome:
 def _quick_latency(session: Session, files: dict[str, Path]) -> list[Latency]:
     with session.voice.busy("measuring latency at batch 1, one thread"):
         return measure(
-            session.workspace.path(fuse_step.FLOAT),
+            session.workspace.path(FLOAT),
             files,
-            session.example,
+            session.timed,
             batch_sizes=[1],
             threads=[1],
             seconds=min(_QUICK_SECONDS, session.config.benchmark.seconds),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -27,8 +27,11 @@ from qconvert.qconfig import Preprocess, QConfig
 from qconvert.user_code import Imports, folder_of, keep_importable, resolve
 from qconvert.workspace import Workspace, digest
 
+Item = TypeVar("Item")
 # Images that prove a model equal to another; enough for every layer to be used.
 PROOF_IMAGES = 16
+# So many sizes of images are timed, where sizes differ.
+_TIMED_SIZES = 8
 # The record of `fuse`, and where it keeps the preprocessing that a library gave.
 FUSE_RECORD = "fused.json"
 LIBRARY_PREPROCESS = "library_preprocess"
@@ -82,8 +85,10 @@ class Session:
     def evaluation_images(self) -> ImageSet:
         """The images that accuracy is measured on."""
         data = self.config.data
+        # A decoder's characters are read as such where there are no labels, too.
+        kind = "texts" if self.config.benchmark.decoder else self.config.label_kind
         return self._readable(
-            "evaluation", read_folder(self.config.evaluation, data.labels, data.classes)
+            "evaluation", read_folder(self.config.evaluation, data.labels, data.classes, kind)
         )
 
     @property
@@ -219,6 +224,19 @@ class Session:
         return inputs
 
     @cached_property
+    def timed(self) -> list[Inputs]:
+        """The inputs that latency is measured on: the example's; or where sizes differ, those of
+        images from small to large, spread as the images are."""
+        if self.config.data.transform is not None:  # it alone knows sizes
+            found = sorted(self.proofs[:PROOF_IMAGES], key=lambda x: x[0].numel())
+            if len({x[0].shape for x in found}) > 1:
+                return _spread(found)
+        elif len(self.sizes) > 1:
+            by_area = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
+            return [self.inputs(p) for p in _spread([p for s in by_area for p in self.sizes[s]])]
+        return [self.example]
+
+    @cached_property
     def proofs(self) -> list[Inputs]:
         """The inputs of each of `proof_files`."""
         return [self.example, *(self.inputs(path) for path in self.proof_files[1:])]
@@ -309,3 +327,9 @@ class Session:
             return self.workspace.read(name)
         self.voice.say(f"{step}: {reason or '--force'}")
         return None
+
+
+def _spread(items: Sequence[Item]) -> list[Item]:
+    """`_TIMED_SIZES` of the items, in the middle of as many equal parts of them."""
+    middles = ((2 * i + 1) * len(items) // (2 * _TIMED_SIZES) for i in range(_TIMED_SIZES))
+    return [items[i] for i in dict.fromkeys(middles)]

@@ -9,9 +9,8 @@ from qconvert.quantization.costs import Costs
 from qconvert.quantization.layer_rules import asked_for, split_pairs
 from qconvert.quantization.timing import time_units
 from qconvert.quantization.units import units_of
-from qconvert.steps.fuse import RECORD as FUSE_RECORD
 from qconvert.steps.fuse import fused_digest
-from qconvert.steps.session import Session
+from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.workspace import digest
 
 RECORD = "timings.json"

@@ -15,7 +15,9 @@ from PIL import Image
 from qconvert.errors import LabelError, NotFiniteImageError
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.preprocess import Inputs, Preprocessed
-from qconvert.measurement.accuracy import Comparison, check_classes, compare
+from qconvert.measurement.accuracy import Comparison, Judge, check_classes, compare
+from qconvert.measurement.answers import Classes
+from qconvert.measurement.metrics import TopK
 from qconvert.qconfig import Preprocess
 
 CLASSES = 7
@@ -44,15 +46,21 @@ def compared(
     images: ImageSet,
     answers: bool = True,
 ) -> Comparison:
-    """Of two models whose outputs for image i are row i."""
+    """Of two models whose outputs for image i are row i; of classes, top-1 and top-5."""
+    outputs = [torch.as_tensor(np.asarray(rows, np.float32)) for rows in (reference, measured)]
+    judge = Judge(pixels=answers)
+    if answers and outputs[0].dim() == 2:
+        tops = [TopK(1), TopK(5)] if images.labels is not None else []
+        judge = Judge(Classes(), metrics=tops)
     return compare(
-        lambda i: torch.as_tensor(np.asarray(reference, np.float32))[i],
-        lambda i: torch.as_tensor(np.asarray(measured, np.float32))[i],
-        images,
-        Numbered(),
-        answers=answers,
-        batch_size=2,
+        lambda i: outputs[0][i], lambda i: outputs[1][i], images, Numbered(), judge, batch_size=2
     )
+
+
+def shares(found: Comparison, *names: str) -> list[tuple[float, float]]:
+    """Float's and the measured model's figure of each metric."""
+    figures = [found.metric(name) for name in names]
+    return [(figure.reference.value, figure.measured.value) for figure in figures if figure]
 
 
 def ranked(*rankings: str) -> np.ndarray:
@@ -72,21 +80,19 @@ def test_shares_are_those_of_the_labels() -> None:
     """Float: right, right, fifth, last. Measured: right, fourth, fifth, seventh."""
     found = compared(FLOAT, MEASURED, image_set([0, 1, 4, 6]))
     assert found.images == 4
-    shares = ("float_top1", "top1", "float_top5", "top5", "agreement")
-    assert [getattr(found, name).value for name in shares] == [0.5, 0.25, 0.75, 0.75, 0.5]
-    assert found.top1_drop == 0.25
-    assert found.agreement is not None
+    assert shares(found, "top1", "top5") == [(0.5, 0.25), (0.75, 0.75)]
+    assert (found.accuracy_drop, found.agreement.value) == (0.25, 0.5)
     assert found.agreement.low == pytest.approx(0.15, abs=0.001)
 
 
 def test_sixth_place_is_not_in_the_first_five() -> None:
     found = compared(FLOAT, MEASURED, image_set([5, 5, 5, 5]))
-    assert (found.float_top5.value, found.top5.value) == (0.0, 0.25)
-    assert found.top1_drop == 0.0
+    assert shares(found, "top5") == [(0.0, 0.25)]
+    assert found.accuracy_drop == 0.0
 
 
 def test_better_than_float_is_a_negative_drop() -> None:
-    assert compared(MEASURED, FLOAT, image_set([0, 1, 2, 3])).top1_drop == -0.5
+    assert compared(MEASURED, FLOAT, image_set([0, 1, 2, 3])).accuracy_drop == -0.5
 
 
 @pytest.mark.parametrize(
@@ -105,8 +111,8 @@ def test_of_equal_outputs_the_first_class_is_the_answer(
     """In top-1, top-5 and agreement alike; the measured model answers 0."""
     measured = np.float32([[3, 0, 0, 0, 0, 0, 0]])
     found = compared([reference], measured, image_set([label], 1))
-    shares = (found.float_top1.value, found.float_top5.value, found.agreement.value)
-    assert shares == (top1, top5, agreement)
+    (one, _), (five, _) = shares(found, "top1", "top5")
+    assert (one, five, found.agreement.value) == (top1, top5, agreement)
 
 
 @pytest.mark.parametrize(("label", "top1", "top5"), [(0, 1, 1), (4, 0, 1), (5, 0, 0)])
@@ -114,22 +120,14 @@ def test_first_of_a_thousand_equal_outputs_is_the_answer(label: int, top1: int, 
     """Sorting many values needs care that few do not."""
     same = np.ones((1, 1000), np.float32)
     found = compared(same, same, image_set([label], 1, 1000))
-    assert (found.top1.value, found.top5.value, found.agreement.value) == (top1, top5, 1)
+    assert shares(found, "top1", "top5") == [(top1, top1), (top5, top5)]
+    assert found.agreement.value == 1
 
 
 def test_without_labels_there_is_only_agreement() -> None:
     found = compared(FLOAT, MEASURED, image_set(None))
-    assert (found.float_top1, found.top1, found.float_top5, found.top5) == (None,) * 4
-    assert found.top1_drop is None
+    assert (found.metrics, found.accuracy_drop, found.confidence) == ((), None, None)
     assert found.agreement.value == 0.5
-
-
-@pytest.mark.parametrize(("classes", "has_five"), [(5, False), (6, True)])
-def test_top5_of_five_classes_says_nothing(classes: int, has_five: bool) -> None:
-    same = np.eye(classes, dtype=np.float32)
-    found = compared(same, same, image_set(list(range(classes)), classes, classes))
-    assert (found.top5 is not None) == has_five
-    assert found.top1.value == 1.0
 
 
 @pytest.mark.parametrize("classes", [CLASSES - 1, CLASSES + 1])
@@ -177,8 +175,7 @@ def test_dense_map_gives_the_share_of_equal_pixels() -> None:
     assert found.agreement.value == pytest.approx((4 + 3 + 1) / 12)
     assert found.agreement.low == 0.25
     assert found.agreement.high == 1.0
-    assert (found.float_top1, found.top1, found.float_top5, found.top5) == (None,) * 4
-    assert found.top1_drop is None
+    assert (found.metrics, found.accuracy_drop, found.confidence) == ((), None, None)
 
 
 def test_maps_may_have_a_size_each() -> None:
@@ -189,14 +186,15 @@ def test_maps_may_have_a_size_each() -> None:
         return torch.arange(2.0 * height * width).reshape(1, 2, height, width)
 
     images = image_set(None, 3)
-    same = compare(reference, reference, images, Numbered(), answers=True, batch_size=1)
+    pixels = Judge(pixels=True)
+    same = compare(reference, reference, images, Numbered(), pixels, batch_size=1)
     assert (same.agreement.value, same.cosine.value, same.sqnr_db.value) == (
         1,
         pytest.approx(1),
         200,
     )
     turned = compare(
-        reference, lambda i: reference(i).flip(1), images, Numbered(), answers=True, batch_size=1
+        reference, lambda i: reference(i).flip(1), images, Numbered(), pixels, batch_size=1
     )
     assert turned.agreement.value == 0
 
@@ -208,7 +206,7 @@ def test_numbers_have_cosine_and_sqnr_only() -> None:
     assert found.sqnr_db.value == pytest.approx(20)
     assert found.cosine.value == pytest.approx(1)
     measured = {"images", "sqnr_db", "cosine", "lowest_cosine"}
-    assert set(found.model_dump(exclude=measured).values()) == {None}
+    assert set(found.model_dump(exclude=measured).values()) == {None, ()}
 
 
 def test_cosine_is_of_each_image_and_then_averaged() -> None:
@@ -280,10 +278,10 @@ def test_labels_meet_the_image_of_their_file(tmp_path: Path, batch_size: int) ->
         lambda x: classes(x) * 2,
         images,
         Preprocessed(Preprocess(mean=(0.0,), std=(1 / 255,))),
-        answers=True,
+        Judge(Classes(), metrics=[TopK(1)]),
         batch_size=batch_size,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert found.float_top1.value == found.top1.value == 12 / 17
+    assert shares(found, "top1") == [(12 / 17, 12 / 17)]
     assert found.agreement.value == 1
     assert (seen[0], seen[-1]) == ((0, 17), (17, 17))

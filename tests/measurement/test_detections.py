@@ -132,4 +132,4 @@ def test_agreement_is_the_mean_over_images(tmp_path: Path, save_image) -> None:
         assert result.images == 4
         assert result.agreement.value == pytest.approx(agreement)
         assert result.agreement.low <= agreement <= result.agreement.high
-        assert (result.top1, result.cosine, result.sqnr_db) == (None, None, None)
+        assert (result.metrics, result.cosine, result.sqnr_db) == ((), None, None)

@@ -73,7 +73,12 @@ def measured(float_file: Path) -> Measured:
         patch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
         before, start = process_state(), time.perf_counter()
         rows = measure(
-            float_file, {"int8": copy}, EXAMPLE, batch_sizes=[3, 1], threads=[2, 1, 2], seconds=0.15
+            float_file,
+            {"int8": copy},
+            [EXAMPLE],
+            batch_sizes=[3, 1],
+            threads=[2, 1, 2],
+            seconds=0.15,
         )
         return Measured(rows, time.perf_counter() - start, before, process_state())
 
@@ -161,7 +166,7 @@ def test_file_that_does_not_load_is_an_error(float_file: Path, tmp_path: Path, b
     files = {"float": float_file, "int8": float_file, broken: damaged}
     with pytest.raises(TimingError, match=r"do not run side by side: .*zip") as e:
         measure(
-            files["float"], {"int8": files["int8"]}, EXAMPLE,
+            files["float"], {"int8": files["int8"]}, [EXAMPLE],
             batch_sizes=[1], threads=[1], seconds=0.05,
         )  # fmt: skip
     assert "\n" not in e.value.facts[0]
@@ -170,7 +175,9 @@ def test_file_that_does_not_load_is_an_error(float_file: Path, tmp_path: Path, b
 def test_file_that_does_not_run_is_an_error(float_file: Path, tmp_path: Path) -> None:
     for_one = save(ForOneImage(), tmp_path / "one.pt")
     with pytest.raises(TimingError, match="cannot be multiplied"):
-        measure(float_file, {"int8": for_one}, EXAMPLE, batch_sizes=[3], threads=[1], seconds=0.05)
+        measure(
+            float_file, {"int8": for_one}, [EXAMPLE], batch_sizes=[3], threads=[1], seconds=0.05
+        )
 
 
 class TwoInputs(nn.Module):
@@ -184,7 +191,7 @@ def test_model_of_several_inputs_is_measured_at_every_batch_size(tmp_path: Path)
     example = (*EXAMPLE, torch.ones(1, 2))
     path = tmp_path / "two.pt"
     path.write_bytes(torchscript.to_bytes(torchscript.trace(TwoInputs(), example)))
-    rows = measure(path, {"int8": path}, example, batch_sizes=[1, 3], threads=[1], seconds=0.05)
+    rows = measure(path, {"int8": path}, [example], batch_sizes=[1, 3], threads=[1], seconds=0.05)
     assert [row.batch_size for row in rows] == [1, 3]
     assert all(set(row.float_forms_s) == FORMS for row in rows)
 
@@ -198,7 +205,7 @@ class Views(nn.Module):
 
 def test_form_of_float_that_does_not_run_is_named_with_its_reason(tmp_path: Path) -> None:
     (row,) = measure(
-        save(Views(), tmp_path / "views.pt"), {}, EXAMPLE, batch_sizes=[1], threads=[1],
+        save(Views(), tmp_path / "views.pt"), {}, [EXAMPLE], batch_sizes=[1], threads=[1],
         seconds=0.05,
     )  # fmt: skip
     assert set(row.failed_forms) == {form for form in FORMS if "channels last" in form}
@@ -212,7 +219,7 @@ def test_modules_of_the_working_folder_are_not_imported(
     """A user's folder may hold a `random.py`; the command does not see it, nor must its worker."""
     (tmp_path / "random.py").write_text("raise RuntimeError('the file of the user')\n")
     monkeypatch.chdir(tmp_path)
-    rows = measure(float_file, {}, EXAMPLE, batch_sizes=[1], threads=[1], seconds=0.05)
+    rows = measure(float_file, {}, [EXAMPLE], batch_sizes=[1], threads=[1], seconds=0.05)
     assert rows[0].models == {}
 
 

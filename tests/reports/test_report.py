@@ -31,18 +31,28 @@ def interval(value: float, low: float | None = None, high: float | None = None) 
 # 0.903 - 0.9 is 0.0030000000000000027.
 ACCURACY = Comparison(
     images=12000,
-    float_top1=interval(0.903, 0.8911, 0.9122),
-    top1=interval(0.9, 0.8833, 0.9044),
-    float_top5=interval(0.9912, 0.9855, 0.9966),
-    top5=interval(0.9877, 0.9788, 0.9899),
+    metrics=(
+        MetricFigures(
+            name="top1",
+            higher_is_better=True,
+            reference=interval(0.903, 0.8911, 0.9122),
+            measured=interval(0.9, 0.8833, 0.9044),
+            drop=interval(0.903 - 0.9, 0.001, 0.005),
+        ),
+        MetricFigures(
+            name="top5",
+            higher_is_better=True,
+            reference=interval(0.9912, 0.9855, 0.9966),
+            measured=interval(0.9877, 0.9788, 0.9899),
+            drop=interval(0.0035, 0.0015, 0.0055),
+        ),
+    ),
     agreement=interval(0.97, 0.9611, 0.9722),
     cosine=interval(0.99123, 0.98111, 0.99444),
     lowest_cosine=0.87654,
     sqnr_db=interval(31.44, 30.11, 32.22),
 )
-UNLABELLED = ACCURACY.model_copy(
-    update=dict.fromkeys(("float_top1", "top1", "float_top5", "top5"), None)
-)
+UNLABELLED = ACCURACY.model_copy(update={"metrics": ()})
 DENSE = UNLABELLED.model_copy(update={"agreement": None})
 SIZE = Size(float_bytes=44_780_000, int8_bytes=11_195_000, ratio=0.25)
 COVERAGE = Int8Share(
@@ -149,12 +159,12 @@ def test_what_cannot_be_measured_is_not_met(
     assert found.budgets[0].met is met
     assert (found.budgets[0].found is None) == (not met)
     assert found.verdict == ("all budgets met" if met else "budgets missed")
-    assert ("| not measurable | MISSED |" in to_markdown(found)) == (not met)
+    assert ("| not measurable | MISSED |" in to_markdown(found, {})) == (not met)
 
 
 def test_int8_better_than_float_meets_a_drop_of_nothing() -> None:
-    swapped = ACCURACY.model_copy(update={"top1": ACCURACY.float_top1, "float_top1": ACCURACY.top1})
-    assert report(swapped, max_accuracy_drop=0.0).verdict == "all budgets met"
+    better = ACCURACY.metrics[0].model_copy(update={"drop": interval(-0.003)})
+    assert report(ACCURACY.model_copy(update={"metrics": (better,)}), max_accuracy_drop=0.0).verdict == "all budgets met"
     assert report(max_accuracy_drop=0.0).verdict == "budgets missed"
 
 
@@ -167,7 +177,7 @@ def test_budgets_judge_the_first_setting_of_int8() -> None:
 def test_unset_budgets_are_not_judged() -> None:
     found = report()
     assert (found.budgets, found.verdict) == ((), "no budgets set")
-    assert "Budgets" not in to_markdown(found)
+    assert "Budgets" not in to_markdown(found, {})
 
 
 @pytest.mark.parametrize(
