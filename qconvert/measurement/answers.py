@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -115,16 +116,16 @@ class Users(Decoder):
         """See `Decoder`; raises MetricError for what is no answer."""
         with guarded("calling it", MetricError, "benchmark.decoder"):
             found = self.function(output)
-        value, confidence = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-        if not isinstance(value, (str, int)) or not isinstance(
-            confidence, (int, float, type(None))
-        ):
+        known = isinstance(found, tuple) and len(found) == 2
+        value, confidence = found if known else (found, math.nan)
+        sure = isinstance(confidence, (int, float)) and 0 <= confidence <= 1
+        if not isinstance(value, (str, int)) or (known and not sure):
             raise MetricError(
                 f"returned {found!r:.100}",
                 where="benchmark.decoder",
                 fix="return a text or a class's index, or that and a confidence from 0 to 1",
             )
-        return Answer(value, float("nan") if confidence is None else float(confidence))
+        return Answer(value, float(confidence))
 
 
 def _logarithms(rows: Tensor) -> Tensor:

@@ -55,6 +55,12 @@ class Result:
     err: str
 
 
+def figures(accuracy: Mapping[str, Any], name: str = "top1") -> tuple[float, float]:
+    """Float's and the measured model's value of a metric, in the JSON of a command."""
+    (found,) = (metric for metric in accuracy["metrics"] if metric["name"] == name)
+    return found["reference"]["value"], found["measured"]["value"]
+
+
 class Forks:
     """Commands in processes that are forked from one with torch imported. They compute with one
     thread: others would not be there after the fork, and be waited for."""

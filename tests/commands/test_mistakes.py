@@ -399,7 +399,7 @@ TABLE = [
         "'histogram'? (one of 'minmax', 'moving_average', 'percentile' or 'histogram')"),
     row("unknown labels", data(labels="folder"), "qconfig",
         "my.yaml: data.labels: unknown labels 'folder'; did you mean 'folders'? (`folders`, "
-        "`none` or a CSV file)"),
+        "`none`, a CSV file, or a folder of masks as `masks/`)"),
     row("missing section", edit(("data:", "date:")), "qconfig",
         "my.yaml: data: is missing",
         "my.yaml: date: unknown key; did you mean 'data'?"),

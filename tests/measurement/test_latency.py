@@ -116,6 +116,7 @@ def test_speedup_is_float_over_the_model_within_a_round() -> None:
     found = _latency(
         {
             "batch_size": 6,
+            "shapes": [[6, 3, 8, 8]],
             "forms": {"float": "frozen", "int8": "as saved"},
             "float_forms_s": {"frozen": 4.0},
             "failed_forms": {},

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qconvert.measurement.accuracy import Comparison
+from qconvert.measurement.accuracy import Comparison, MetricFigures
 from qconvert.measurement.environment import Environment
 from qconvert.measurement.latency import Latency, Timing
 from qconvert.measurement.statistics import Interval
@@ -86,6 +86,7 @@ def latency(threads: int, milliseconds: float, unsteady: tuple[str, ...] = ()) -
     return Latency(
         batch_size=4,
         threads=threads,
+        shapes=((4, 3, 32, 32),),
         baseline=timing("float", 2.5 * milliseconds),
         models={"int8": timing("int8", milliseconds)},
         speedups={"int8": interval(2.5, 2.3111, 2.6222)},
@@ -164,7 +165,10 @@ def test_what_cannot_be_measured_is_not_met(
 
 def test_int8_better_than_float_meets_a_drop_of_nothing() -> None:
     better = ACCURACY.metrics[0].model_copy(update={"drop": interval(-0.003)})
-    assert report(ACCURACY.model_copy(update={"metrics": (better,)}), max_accuracy_drop=0.0).verdict == "all budgets met"
+    assert (
+        report(ACCURACY.model_copy(update={"metrics": (better,)}), max_accuracy_drop=0.0).verdict
+        == "all budgets met"
+    )
     assert report(max_accuracy_drop=0.0).verdict == "budgets missed"
 
 
@@ -220,11 +224,11 @@ SHOWN = [
 
 @pytest.mark.parametrize("shown", SHOWN)
 def test_markdown_holds_every_figure(shown: str) -> None:
-    assert shown in to_markdown(report(min_speedup=3, max_size_ratio=0.3))
+    assert shown in to_markdown(report(min_speedup=3, max_size_ratio=0.3), {})
 
 
 def test_markdown_holds_the_cosine_where_there_are_no_answers() -> None:
-    shown = to_markdown(report(DENSE))
+    shown = to_markdown(report(DENSE), {})
     assert "| cosine with float |  | 0.99123 (0.98111 to 0.99444) |" in shown
     assert "| lowest cosine of an image |  | 0.87654 |" in shown
 
@@ -232,7 +236,7 @@ def test_markdown_holds_the_cosine_where_there_are_no_answers() -> None:
 @pytest.mark.parametrize("accuracy", [ACCURACY, UNLABELLED, DENSE])
 def test_rows_have_their_cells_also_with_pipes_in_them(accuracy: Comparison) -> None:
     """A renderer splits a row at each pipe that is not escaped; a table ends at an empty line."""
-    markdown = to_markdown(report(accuracy, min_speedup=1))
+    markdown = to_markdown(report(accuracy, min_speedup=1), {})
     tables = [block for block in markdown.split("\n\n") if block.startswith("|")]
     assert len(tables) == len(all_tables(report(accuracy, min_speedup=1)))
     for table in tables:
@@ -259,7 +263,7 @@ def test_json_is_read_back_as_it_was(accuracy: Comparison) -> None:
     original = report(accuracy, min_speedup=3, max_accuracy_drop=0.01)
     again = Report.model_validate_json(original.model_dump_json())
     assert again == original
-    assert to_markdown(again) == to_markdown(original)
+    assert to_markdown(again, {}) == to_markdown(original, {})
 
 
 def test_unknown_key_in_json_is_refused() -> None:
