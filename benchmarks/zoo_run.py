@@ -30,7 +30,7 @@ SECONDS = 2.0
 # latency is measured in a process that has settings of its own.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # A run that has not ended by then is a failure; it has some seconds to clean up.
-LONGEST_S = 900
+LONGEST_S = 3600
 LAST_WORDS_S = 20
 
 # What a run writes when a step is done.

@@ -42,6 +42,8 @@ MANIFEST = "manifest.json"
 # How far below the plan's simulation the file's SQNR may be, in dB: rounding ties of the kernels
 # go other ways, and deep networks amplify them; a wrong kernel costs far more.
 _PREDICTION_TOLERANCE_DB = 6.0
+# What would make the file larger; the report has it.
+_NOT_IN_FILE: Any = {"per_class": True, "confidence": {"reference_curve", "curve"}}
 
 
 def make_int8(session: Session) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def _manifest(
             "evaluation_images": session.evaluation_images.digest,
             "plan": plan.digest(),
         },
-        "accuracy": accuracy.model_dump(mode="json"),
+        "accuracy": accuracy.model_dump(mode="json", exclude=_NOT_IN_FILE),
         "int8_macs": plan.int8_macs,
         "dynamic_macs": plan.dynamic_macs,
         "operators": plan.manifest_lines(),

@@ -51,14 +51,14 @@ _NAMES = (
     "IVANOV JANSEN JENSEN JOHNSON KOWALSKI LEFEBVRE LOPEZ MARTIN MEYER MORETTI MUELLER NIELSEN "
     "NOVAK OLSEN PETROV QUINN RICHTER ROSSI SANTOS SCHMIDT SILVA SMITH TAYLOR URBAN VASQUEZ WAGNER "
     "WEBER WILLIAMS XAVIER YILMAZ ZIMMERMANN"
-).split()
+)
 _WORDS = (
     "ACCOUNT AMOUNT AVENUE BANK BOX BRIDGE CASH CENTRAL CHURCH CITY CLAIM CUSTOMER DATE DUE EAST "
     "FIELD FLOOR GATE GROSS HIGH HILL HOTEL INVOICE ITEM JUNCTION KING LANE MARKET NET NORTH "
     "NUMBER OFFICE ORDER PARK PAYMENT POLICY PORT QUANTITY QUAY QUEEN RATE RENT RIVER ROAD SHIP "
     "SOUTH SQUARE STATION STREET TAX TOTAL TRANSFER UNIT VALUE VAT VIEW WEST WHARF YARD ZONE"
-).split()
-_MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()
+)
+_MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"
 
 
 def fonts(packages: dict[str, Sequence[str]], folder: Path = FOLDER) -> list[str]:
@@ -90,14 +90,18 @@ def field(draw: random.Random) -> str:
     if kind == 3:
         return "".join(draw.choices("0123456789", k=draw.randint(4, 14)))
     if kind == 4:
-        return f"{draw.choice(_NAMES)}, {draw.choice('ABCDEFGHIJKLMNOPRSTUVW')}."
+        return f"{draw.choice(_NAMES.split())}, {draw.choice('ABCDEFGHIJKLMNOPRSTUVW')}."
     if kind == 5:
-        return f"{draw.choice(_WORDS)} {draw.choice(_WORDS)} {draw.randint(1, 999)}"
+        return f"{draw.choice(_WORDS.split())} {draw.choice(_WORDS.split())} {draw.randint(1, 999)}"
     if kind == 6:  # every letter beside every other
         letters = [c for c in CHARACTERS if c.isalpha()]
         return "".join(draw.choices(letters, k=draw.randint(3, 12)))
     hour, minute = draw.randrange(24), draw.randrange(60)
-    return f"{hour:02}:{minute:02}" if draw.random() < 0.5 else f"{draw.choice(_WORDS)}: {hour}"
+    return (
+        f"{hour:02}:{minute:02}"
+        if draw.random() < 0.5
+        else f"{draw.choice(_WORDS.split())}: {hour}"
+    )
 
 
 def _amount(draw: random.Random) -> str:
@@ -116,7 +120,7 @@ def _date(draw: random.Random) -> str:
         f"{day:02}.{month:02}.{year}",
         f"{month:02}/{day:02}/{year}",
         f"{year}-{month:02}-{day:02}",
-        f"{day} {_MONTHS[month - 1]} {year}",
+        f"{day} {_MONTHS.split()[month - 1]} {year}",
     ))  # fmt: skip
 
 
@@ -142,7 +146,8 @@ def line(text: str, file: str, draw: random.Random) -> np.ndarray:
     # x' = x + slant * (y - middle), and a turn that a scanner's feed gives.
     turn = draw.uniform(-0.012, 0.012)
     matrix = (1, slant, -slant * HEIGHT, turn, 1, -turn * width / 2)
-    canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    smooth = Image.Resampling.BILINEAR
+    canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, matrix, smooth)
     canvas = canvas.reduce(2)
     if draw.random() < 0.6:
         canvas = canvas.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 1.1)))
