@@ -14,6 +14,7 @@ from qconvert.measurement.confidence import Confidence
 _FLOAT, _OTHER = "#0b6fb8", "#c2410c"
 # Much below the accuracy that is asked for nobody looks.
 _BELOW = 4
+_LEAST_HEIGHT = 1e-3
 # The same record gives the same bytes; text stays text, so that it can be searched and read out.
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "qconvert",
@@ -30,7 +31,7 @@ def automation_svg(confidence: Confidence, model: str) -> bytes:
         axes = figure.add_subplot()
         required = confidence.required_accuracy
         axes.axhline(required, color="#666666", linewidth=1, linestyle=":")
-        axes.annotate(f"required: {required:.4g}", (0.005, required), (0, -11),
+        axes.annotate(f"required: {required:.4g}", (0.99, required), (0, 3), ha="right",
                       textcoords="offset points", fontsize=8, color="#444444")  # fmt: skip
         for curve, found, name, colour, style in (
             (confidence.reference_curve, confidence.reference, "float", _FLOAT, "-"),
@@ -49,9 +50,10 @@ def automation_svg(confidence: Confidence, model: str) -> bytes:
         lowest = min(a for curve in (confidence.reference_curve, confidence.curve)
                      for _, a in curve)  # fmt: skip
         bottom = max(lowest, 1 - _BELOW * max(1 - required, 1 - _last(confidence)))
+        height = max(1 - min(bottom, required), _LEAST_HEIGHT)
         axes.set(
             xlim=(0, 1.005),
-            ylim=(bottom - 0.06 * (1 - bottom) - 1e-3, 1 + 0.05 * (1 - bottom) + 1e-3),
+            ylim=(1 - 1.1 * height, 1 + 0.04 * height),
             xlabel="share of images that the model decides alone, the surest first",
             ylabel="accuracy of these",
         )
