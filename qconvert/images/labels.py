@@ -196,17 +196,24 @@ def _rows(table: Path) -> list[tuple[int, str, str]]:
                     fix="begin the file with the line `file,label`",
                 )
             reader.fieldnames = header
-            rows = [
-                (reader.line_num, (row["file"] or "").strip(), (row["label"] or "").strip())
-                for row in reader
-            ]
+            rows, longer = [], []
+            for row in reader:
+                if None in row:  # a label with a comma and without quotes
+                    longer.append(reader.line_num)
+                fields = ((row[name] or "").strip() for name in COLUMNS)
+                rows.append((reader.line_num, next(fields), next(fields)))
     except UnicodeDecodeError:
         raise LabelError("is not UTF-8 text", where=str(table), fix="save it as UTF-8") from None
     except (OSError, csv.Error) as error:
         raise LabelError(f"cannot be read: {error}", where=str(table)) from None
     facts = [f"line {line}: is not complete" for line, file, label in rows if not file or not label]
+    facts += [f"line {line}: has more fields than the first" for line in longer]
     if facts or not rows:
-        raise LabelError(facts or "has no row", where=str(table), fix="give each file its label")
+        raise LabelError(
+            facts or "has no row",
+            where=str(table),
+            fix="give each file its label; one with a comma stands in double quotes",
+        )
     return rows
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from qconvert.errors import LabelError, NotFiniteImageError
+from qconvert.errors import LabelError, MetricError, NotFiniteImageError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
 from qconvert.images.stream import Progress, map_numbered, no_progress
@@ -192,6 +192,12 @@ def _judged(reference: Tensor, measured: Tensor, label: Any, judge: Judge) -> _J
 
 
 def _figures(metric: Metric, place: int, rows: Sequence[_Judged]) -> MetricFigures:
+    if len({len(row.rows[place][i]) for row in rows for i in range(2)}) > 1:
+        raise MetricError(
+            "returns one number for some images and two for others",
+            where=f"benchmark.metrics: {metric.name}",
+            fix="return the same for each image",
+        )
     reference, measured = (np.array([row.rows[place][i] for row in rows]) for i in range(2))
     width, sign = reference.shape[1], 1 if metric.higher_is_better else -1
 
@@ -212,7 +218,7 @@ def _right(rows: Sequence[_Judged], images: ImageSet) -> np.ndarray:
     labels = images.labels or ()
     return np.array(
         [
-            [answer is not None and answer.value == label for answer in row.answers]
+            [answer is not None and str(answer.value) == str(label) for answer in row.answers]
             for row, label in zip(rows, labels, strict=True)
         ]
     )

@@ -60,7 +60,8 @@ def bootstraps(
     draws = [
         statistics(rows[generator.integers(0, len(rows), len(rows))]) for _ in range(_RESAMPLES)
     ]
-    bounds = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    # A share of nothing is NaN: a draw without any of what is counted.
+    bounds = np.nanquantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return [
         Interval(value=float(value), low=float(low), high=float(high))
         for value, low, high in zip(statistics(rows), *bounds, strict=True)

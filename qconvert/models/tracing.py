@@ -7,6 +7,7 @@ answer that holds for all images: it stops the trace, in the module whose code a
 
 from __future__ import annotations
 
+import inspect
 import operator
 import traceback
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,11 @@ class Traced:
 
 class _UnansweredError(Exception):
     """Python code asks for what is in a tensor."""
+
+
+def _is_wrapped(target: Any) -> bool:
+    """Whether it is a function of the user's or a library's that `torch.fx.wrap` names."""
+    return inspect.isfunction(target) and not target.__module__.startswith("torch.")
 
 
 class _Tracer(Tracer):
@@ -147,6 +153,8 @@ class _Tracer(Tracer):
             if node.op == "get_attr":
                 return self._known(node)
             if node.op == "call_function":
+                if _is_wrapped(node.target):
+                    return self._unchanging(str(node.name), node.target, args, kwargs)
                 return node.target(*args, **kwargs)  # type: ignore[operator]
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -157,15 +165,24 @@ class _Tracer(Tracer):
     def _kept(self, path: str, args: Any, kwargs: Any) -> Any:
         """What a module returns that is not looked into; the code that calls it must be kept too
         where a graph could not call it."""
+        result = self._unchanging(path, self.root.get_submodule(path), args, kwargs)
+        # A graph that calls it is traced by torch.jit, which takes tensors only.
+        others = {type(x).__name__ for x in pytree.tree_leaves(result) if not isinstance(x, Tensor)}
+        if others or not is_plain(result):
+            kinds = ", ".join(sorted(others)) or type(result).__name__
+            raise Stop(self.path, f"`{path}` returns {kinds}, no tensors", "")
+        return result
+
+    def _unchanging(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
+        """The result of what a graph calls without looking into it; raises Stop when it changes
+        its arguments, which a graph does not see."""
         before = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-        result = self.root.get_submodule(path)(*args, **kwargs)
-        if not is_plain(result):
-            raise Stop(self.path, f"`{path}` returns {type(result).__name__}, no tensors", "")
+        result = function(*args, **kwargs)
         for x, y in zip(
             pytree.tree_leaves(before), pytree.tree_leaves((args, kwargs)), strict=True
         ):
             if isinstance(x, Tensor) and not same(x, y):
-                raise Stop(self.path, f"`{path}` changes in place what it is given", "")
+                raise Stop(self.path, f"`{name}` changes in place what it is given", "")
         return result
 
     def _known(self, node: Node) -> Any:

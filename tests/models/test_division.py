@@ -284,3 +284,32 @@ def test_users_model_is_left_unchanged() -> None:
     captured(model)
     assert str(model) == before[0]
     assert all(torch.equal(x, before[1][name]) for name, x in model.state_dict().items())
+
+
+@torch.fx.wrap
+def add_to(x: Tensor, y: Tensor) -> None:
+    """Which a graph would call and whose result nobody reads."""
+    x.add_(y)
+
+
+class AddsByItself(nn.Module):
+    """As torchvision's MViT adds its shortcuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        add_to(y, x)
+        return y
+
+
+def test_wrapped_function_that_changes_its_argument_is_not_lost() -> None:
+    model, x = AddsByItself().eval(), torch.randn(2, 4)
+    graph = capture(model, (x,))
+    assembly = assembly_of(graph)
+    (kept,) = assembly.kept
+    assert "`add_to` changes in place what it is given" in kept.reason
+    with torch.no_grad():
+        assert torch.equal(assembly.eager(graph)(x), model(x))
