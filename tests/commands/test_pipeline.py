@@ -16,7 +16,7 @@ WRITTEN = {
     "fuse": {"float.pt", "fused.pt", "fused.json"},
     "calibrate": {"calibration.safetensors", "calibration.json"},
     "convert": {"plan.json", "model.int8.pt", "convert.json"},
-    "benchmark": {"report.json", "report.md"},
+    "benchmark": {"report.json", "report.md", "automation.svg"},
 }
 
 
@@ -85,7 +85,7 @@ def test_benchmark_alone_does_the_whole_job_and_makes_the_same_file(finished, tm
 def test_report_is_the_same_in_every_format(finished) -> None:
     project, results = finished
     report = project.record("report.json")
-    assert report["version"] == 1
+    assert report["version"] == 2
     assert report["coverage"]["int8_macs_share"] == 1.0
     shown = f"{report['accuracy']['agreement']['value']:.4f}"
     assert shown in (project.output / "report.md").read_text()
