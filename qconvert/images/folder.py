@@ -34,8 +34,7 @@ class ImageSet:
     """Image files, sorted by their path below `root`, with a label each or none.
 
     `classes` are the class names in the model's order, or the characters of texts, if they are
-    named. `digest` is of names,
-    contents and labels. `notes` are decisions that a user should know of; `skipped` counts the
+    named. `digest` is of names, contents and labels. `notes` are decisions that a user should know of; `skipped` counts the
     files that were left out because they cannot be read.
     """
 
@@ -91,9 +90,9 @@ def read_folder(
 
     Raises NoImagesError when there is no image, LabelError when labels are wrong.
     """
-    files, notes = image_files(root)
+    files, notes = _image_files(root)
     if isinstance(labels, Path) and not is_csv(str(labels)):
-        masks, _ = image_files(labels)
+        masks, _ = _image_files(labels)
         labelled = from_masks(root, files, labels, masks, classes_file)
     elif isinstance(labels, Path):
         texts = kind == "texts"
@@ -120,7 +119,7 @@ def _with_labels(root: Path, labelled: Labelled, notes: tuple[str, ...]) -> Imag
     )
 
 
-def image_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
+def _image_files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     """Every image below a folder, and what was left out; links are followed, each folder once."""
     by_suffix: dict[str, list[Path]] = {}
     visited = {os.path.realpath(root)}

@@ -139,7 +139,7 @@ def _names(path: Path, name_of: Callable[[str], str]) -> tuple[str, ...]:
     if path.suffix.lower() == ".json":
         names = _from_json(text, path)
     else:
-        names = [name for line in text.split("\n") if (name := name_of(line.rstrip("\r")))]
+        names = [name for line in text.splitlines() if (name := name_of(line))]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice or not names:
         fact = f"names {', '.join(twice)} twice" if twice else "names no class"
