@@ -34,8 +34,8 @@ class ImageSet:
     """Image files, sorted by their path below `root`, with a label each or none.
 
     `classes` are the class names in the model's order, or the characters of texts, if they are
-    named. `digest` is of names, contents and labels. `notes` are decisions that a user should know of; `skipped` counts the
-    files that were left out because they cannot be read.
+    named. `digest` is of names, contents and labels. `notes` are decisions that a user should know
+    of; `skipped` counts the files that were left out because they cannot be read.
     """
 
     root: Path
