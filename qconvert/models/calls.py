@@ -92,6 +92,15 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (Tensor, bool, int, float, str))
 
 
+def not_tensors(value: Any) -> list[str]:
+    """The types of what is no tensor in tuples, lists and dicts of tensors."""
+    if isinstance(value, (tuple, list)):
+        return [name for item in value for name in not_tensors(item)]
+    if isinstance(value, Mapping):
+        return [name for item in value.values() for name in not_tensors(item)]
+    return [] if isinstance(value, Tensor) else [type(value).__name__]
+
+
 def same(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors are equal, NaN where NaN is."""
     return x.shape == y.shape and torch.equal(x.nan_to_num(), y.nan_to_num())

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 
 from qconvert.errors import QConfigError, UnsupportedError, UntraceableError, did_you_mean
 from qconvert.images.preprocess import shapes_of
-from qconvert.models.calls import Call, is_in, is_plain, same
+from qconvert.models.calls import Call, is_in, is_plain, not_tensors, same
 from qconvert.models.normal_form import has_layers
 from qconvert.models.operators import quantizable
 from qconvert.models.tracing import Stop, Traced, traced
@@ -276,10 +276,10 @@ def _why_not(calls: Sequence[_Recorded]) -> str | None:
     for call, result, changed in calls:
         if changed:
             return "it changes what it is given in place"
-        for what, values in (("is given", call.named), ("returns", {"": result})):
-            strange = [type(v).__name__ for v in values.values() if not is_plain(v)]
-            if strange:
-                return f"it {what} {strange[0]}, which is not made of tensors"
+        if strange := [type(v).__name__ for v in call.named.values() if not is_plain(v)]:
+            return f"it is given {strange[0]}, which is not made of tensors"
+        if strange := not_tensors(result):  # a trace holds nothing else
+            return f"it returns {strange[0]}, which is not made of tensors"
     if len({call.form for call, *_ in calls}) > 1:
         return "it is called with other arguments for other images, or for two than for one"
     return None

@@ -61,6 +61,7 @@ def kept(assembly: Assembly) -> list[str]:
         (divided.EachImage, {"stem": 1, "rows.conv": 1}, ["", "rows"]),
         (divided.Pairs, {"joined": 1}, [""]),
         (divided.Work, {"conv": 1}, [""]),
+        (divided.Sized, {"counted.conv": 1}, ["", "counted"]),
     ],
 )
 def test_parts_are_the_largest_modules_that_can_be_traced(

@@ -221,6 +221,32 @@ class Pairs(nn.Module):
         return self.joined({"a": y, "b": x}, gain=0.5, pair=(y, x))
 
 
+class Counted(nn.Module):
+    """Returns a number beside a tensor, as poolings of video transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        y = self.conv(x)
+        return y, (y.shape[-2], y.shape[-1])
+
+
+class Sized(nn.Module):
+    """Its kept code calls a module whose result is not of tensors only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = Counted()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, (height, width) = self.counted(x)
+        if y.sum() > 0:
+            y = -y
+        return y.sum((2, 3)) / (height * width)
+
+
 class Work(nn.Module):
     """Multiplies by a weight in the code that is kept, too."""
 
@@ -264,4 +290,6 @@ class NoScript(nn.Module):
         return names["{}".format(*["1"])]
 
 
-DIVIDED = [Gate, GateInside, Nested, Rounds, Pyramid, Shared, Trains, EachImage, Pairs, Work]
+DIVIDED = [
+    Gate, GateInside, Nested, Rounds, Pyramid, Shared, Trains, EachImage, Pairs, Work, Sized,
+]  # fmt: skip
