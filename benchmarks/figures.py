@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from generated import replace
+
 from qconvert.qconfig import BudgetSection, QConfig
 from qconvert.qconfig_file import load
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- figures -->", "<!-- /figures -->"
 BIN = Path(sys.executable).parent
 
 
@@ -233,7 +234,6 @@ def main() -> None:
     ]
     machine = json.loads((ROOT / "build/fashion/report.json").read_text())["environment"]
     lines = [
-        START,
         f"Measured on {time.strftime('%Y-%m-%d')} by `make figures`: {machine['cpu']}, "
         f"{machine['cores']} cores, {'' if machine['vnni'] else 'no '}VNNI; "
         f"torch {machine['torch']}, Python {machine['python']}. In brackets: 95 % intervals.",
@@ -241,11 +241,8 @@ def main() -> None:
         "| figure | wanted | found | command |",
         "| --- | --- | --- | --- |",
         *(f"| {row.figure} | {row.wanted} | {row.found} | {row.command} |" for row in rows),
-        END,
     ]
-    text = target.read_text(encoding="utf-8")
-    before, after = text[: text.index(START)], text[text.index(END) + len(END) :]
-    target.write_text(before + "\n".join(lines) + after, encoding="utf-8")
+    replace(target, "figures", lines)
 
 
 if __name__ == "__main__":

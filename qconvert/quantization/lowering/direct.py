@@ -189,7 +189,16 @@ def _module(layer: Layer) -> torch.nn.Module:
     bias = on_grid(layer.module.bias, layer.x_held.scale, layer.weight)
     outputs = weight.shape[0]
     scales = torch.tensor(layer.weight.scales, dtype=torch.float32).expand(outputs).contiguous()
-    tensors = (weight.int_repr(), scales, torch.zeros(outputs) if bias is None else bias)
+    bias = torch.zeros(outputs) if bias is None else bias
+    x_zero_point = layer.x_held.zero_point
+    if planned.kind == "linear" or not any(padding(layer.module) or ()):
+        # Every sum has every weight in it, so what the zero point adds to it is constant. The
+        # kernel would compute it anew at each call (1,152 to 192 channels, 7x7: 184 against 77
+        # microseconds; fully in 32 bits, as here).
+        sums = weight.int_repr().double().flatten(1).sum(1)
+        bias = (bias.double() - x_zero_point * layer.x_held.scale * scales.double() * sums).float()
+        x_zero_point = 0
+    tensors = (weight.int_repr(), scales, bias)
     post, numbers = _POST[planned.activation], list[float]()
     if planned.activation == "saturation" and held is None:
         # In uint8 the range ends at the bound.
@@ -198,7 +207,7 @@ def _module(layer: Layer) -> torch.nn.Module:
         numbers = [planned.slope]
     common: dict[str, Any] = {
         "x_scale": layer.x_held.scale,
-        "x_zero_point": layer.x_held.zero_point,
+        "x_zero_point": x_zero_point,
         "scale": 1.0 if held is None else held.scale,
         "zero_point": 0 if held is None else held.zero_point,
         "post": post,
