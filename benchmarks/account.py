@@ -159,7 +159,9 @@ def _seconds(operators: Iterable[Operator]) -> float:
     return sum(o.seconds for o in operators)
 
 
-def operators_of(model: Callable[..., Any], example: Sequence[Tensor]) -> tuple[list[Operator], float]:
+def operators_of(
+    model: Callable[..., Any], example: Sequence[Tensor]
+) -> tuple[list[Operator], float]:
     """Every operator with its time, and the seconds of a call that nobody watches."""
     work = iter(count(model, example).counted)
     waiting = next(work, None)

@@ -2,9 +2,9 @@
 
     python benchmarks/peers.py docs/performance.md [--only NAME,NAME] [--again]
 
-Makes the peers' environment in build/peers (versions in peers_requirements.txt), converts each model
-with each tool from the same float model and images, and lets the results run turn by turn, each in
-a process of its own. What was converted is kept; `--again` converts anew. Results are kept by
+Makes the peers' environment in build/peers (versions in peers_requirements.txt), converts each
+model with each tool from the same float model and images, and lets the results run turn by turn,
+each in a process of its own. What was converted is kept; `--again` converts anew. Results are kept by
 model in build/peers/results, and the page has all of them.
 """
 
@@ -107,9 +107,7 @@ def prepare(model: Subject, python: Path, again: bool) -> dict[str, Any]:
         ):
             arrays = [session.read(path)[0].numpy() for path in images]
             np.savez(model.folder / f"{name}.npz", *arrays)
-        arguments = ["float.onnx", "calibration.npz"]
-        float_file = model.folder / "qconvert/float.pt"
-        arguments = [float_file, model.folder / "calibration.npz", model.folder]
+        arguments = [model.source, model.folder / "calibration.npz", model.folder]
         out = subprocess.run(
             [python, HERE / "peers_quantize.py", *arguments, str(int(model.transformer))],
             stdout=subprocess.PIPE, text=True, check=True,
@@ -178,7 +176,9 @@ def measure(model: Subject, python: Path, batch: int, threads: int) -> dict[str,
                 calls = json.loads(workers[runtime].ask(str(_TURN_S)))
                 rounds[runtime].append(float(np.median(calls)))
         first = (batch, threads) == SETTINGS[0]
-        sqnr = {r: outputs(w, model.folder / f"{r}.npz") for r, w in workers.items()} if first else {}
+        sqnr = (
+            {r: outputs(w, model.folder / f"{r}.npz") for r, w in workers.items()} if first else {}
+        )
     found: dict[str, Any] = {"batch": batch, "threads": threads, "rounds_s": rounds}
     if first:
         found["sqnr_db"] = {r: sqnr_db(sqnr[FLOAT], sqnr[r]) for r in sqnr if r != FLOAT}

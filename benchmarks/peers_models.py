@@ -42,6 +42,12 @@ class Subject:
         return ["--set", f"output={self.folder / 'qconvert'}", "--set", "calibration.images=100"]
 
     @property
+    def source(self) -> str:
+        """The float model that the peers export."""
+        own = self.folder / "qconvert/float.pt"
+        return str(own) if self.name in SAMPLES else f"zoo:{self.name}"
+
+    @property
     def transformer(self) -> bool:
         """Whether NNCF should be told that it is one."""
         return self.name.startswith("vit")

@@ -1,10 +1,10 @@
 """Exports and quantizes one model with the peers, in their environment; prints seconds as JSON.
 
-    peers_quantize.py FLOAT.pt CALIBRATION.npz FOLDER TRANSFORMER(0|1)
+    peers_quantize.py SOURCE CALIBRATION.npz FOLDER TRANSFORMER(0|1)
 
-FLOAT.pt is the TorchScript file of the float model. Writes `float.onnx`, `onnxruntime.onnx` (static
-quantization per channel with min-max ranges after the pre-processing that its documentation asks
-for) and `openvino.xml` (NNCF's default preset).
+SOURCE is the float model: `zoo:NAME`, or its TorchScript file. Writes `float.onnx`,
+`onnxruntime.onnx` (static quantization per channel with min-max ranges after the pre-processing
+that its documentation asks for) and `openvino.xml` (NNCF's default preset).
 """
 
 from __future__ import annotations
@@ -18,17 +18,30 @@ import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 _SAMPLES = 100
 
 
-def export(path: Path, target: Path, example: np.ndarray) -> None:
+def float_model(source: str) -> Any:
+    """The module to export."""
+    import torch
+
+    kind, _, name = source.rpartition(":")
+    if kind != "zoo":
+        return torch.jit.load(source).eval()
+    import zoo_models
+
+    return zoo_models.build(name).eval()
+
+
+def export(model: Any, target: Path, example: np.ndarray) -> None:
     """The float model as ONNX, with any batch size, and any width where images differ in it."""
     import torch
 
-    model = torch.jit.load(path).eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # its operator has no form in ONNX
     x = torch.from_numpy(example)
     axes = {0: "batch"} | ({3: "width"} if example.shape[2] != example.shape[3] else {})
     torch.onnx.export(
@@ -37,7 +50,9 @@ def export(path: Path, target: Path, example: np.ndarray) -> None:
     )  # fmt: skip
 
 
-def with_onnxruntime(source: Path, target: Path, samples: list[np.ndarray]) -> None:
+def with_onnxruntime(
+    source: Path, target: Path, samples: list[np.ndarray], transformer: bool
+) -> None:
     """Pre-process and quantize_static."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -56,7 +71,8 @@ def with_onnxruntime(source: Path, target: Path, samples: list[np.ndarray]) -> N
             return None if x is None else {"x": x}
 
     prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(source, prepared)
+    # Its symbolic shapes fail on attention with any batch size.
+    quant_pre_process(source, prepared, skip_symbolic_shape=transformer)
     quantize_static(
         prepared, target, Samples(), quant_format=QuantFormat.QDQ, per_channel=True,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
@@ -77,7 +93,7 @@ def with_nncf(source: Path, target: Path, samples: list[np.ndarray], transformer
 
 def main() -> None:
     """Exports and quantizes, in this order."""
-    float_file, calibration, folder = map(Path, sys.argv[1:4])
+    calibration, folder = map(Path, sys.argv[2:4])
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     with np.load(calibration) as arrays:
@@ -88,14 +104,15 @@ def main() -> None:
         import nncf  # noqa: F401 - imports do not count
         import onnxruntime.quantization.shape_inference  # noqa: F401
         import openvino  # noqa: F401
-        import torch  # noqa: F401
+        import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        model, transformer = float_model(sys.argv[1]), sys.argv[4] == "1"
         steps = {
-            "export": lambda: export(float_file, onnx, samples[0]),
-            "onnxruntime": lambda: with_onnxruntime(onnx, folder / "onnxruntime.onnx", samples),
+            "export": lambda: export(model, onnx, samples[0]),
+            "onnxruntime": lambda: with_onnxruntime(onnx, folder / "onnxruntime.onnx", samples, transformer),
             "nncf": lambda: with_nncf(
-                onnx, folder / "openvino.xml", samples, sys.argv[4] == "1"
+                onnx, folder / "openvino.xml", samples, transformer
             ),
         }  # fmt: skip
         for name, step in steps.items():
