@@ -27,6 +27,19 @@ ACTIVATION_MAX: dict[Isa, int] = {"vnni": 255, "avx512": 127, "avx2": 127, "port
 _COARSER = 1.25
 
 
+# How pixels are held: every one of them is an integer already.
+_STEP = affine(0.0, 1.0)
+PIXELS = TensorParams(
+    observer="none: pixels",
+    range_min=0.0,
+    range_max=1.0,
+    scale=_STEP.scale,
+    zero_point=_STEP.zero_point,
+    quant_min=_STEP.quant_min,
+    quant_max=_STEP.quant_max,
+)
+
+
 class Ranges:
     """Chooses how tensors are held, each from its own distribution, or a shared one."""
 
@@ -61,6 +74,8 @@ class Ranges:
                 continue
             if unit.kind in rules.SAME_RANGE:
                 self.tensors[unit.value.name] = self.tensors[unit.inputs[0].name]
+            elif unit.kind == rules.PIXELS:
+                self.tensors[unit.value.name] = PIXELS
             else:
                 self._hold(unit.value, self._bound(unit))
         self._share([unit for unit, decision in pairs if decision.precision == "int8"])

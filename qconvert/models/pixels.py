@@ -1,0 +1,91 @@
+"""A model that takes the pixels of images as uint8, and normalizes them inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Where a `PixelInput` holds the user's model: people know its modules without this path.
+INNER = "float_model"
+# The largest pixel.
+LARGEST = 255
+
+
+def known_path(path: str) -> str:
+    """A module's path as people know it, without that of the user's model in a `PixelInput`.
+
+    >>> known_path("float_model.layer1.0.conv1"), known_path("layer1"), known_path("float_model")
+    ('layer1.0.conv1', 'layer1', '')
+    """
+    return path.removeprefix(INNER).lstrip(".") if _is_inner(path) else path
+
+
+def inner_path(path: str) -> str:
+    """Where a `PixelInput` has a module of the user's model.
+
+    >>> inner_path("layer1"), inner_path("")
+    ('float_model.layer1', 'float_model')
+    """
+    return f"{INNER}.{path}".rstrip(".")
+
+
+def _is_inner(path: str) -> bool:
+    return path == INNER or path.startswith(f"{INNER}.")
+
+
+class Normalization(nn.Module):
+    """Pixels, uint8 (N, C, H, W), to what the model was trained on: float32 of the same shape,
+    `(pixel / 255 - mean) / std`, computed as `images.preprocess` does. `mean` and `std` have a
+    value, or one for each channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalized."""
+        return (pixels.to(self.mean.dtype) / LARGEST - self.mean) / self.std
+
+
+class PixelInput(nn.Module):
+    """The user's model behind its normalization: takes uint8 (N, C, H, W)."""
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.normalization = Normalization(mean, std)
+        self.float_model = model  # see INNER
+        self.eval()
+
+    def forward(self, pixels: Tensor):  # type: ignore[no-untyped-def]
+        """What the model returns; TorchScript finds out what that is, if the code is kept."""
+        return self.float_model(self.normalization(pixels))
+
+
+class PixelShares(nn.Module):
+    """Pixels, uint8 (N, C, H, W), as shares of 255 in float32, with `mean` (one for each channel)
+    around them: what zeros around normalized pixels were before the normalization.
+
+    `widths` are those of the padding: left, right, top, bottom. int8 kernels take the pixels
+    themselves: see `quantization.lowering.pixels`.
+    """
+
+    mean: Tensor
+
+    def __init__(self, mean: Tensor, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.reshape(-1, 1, 1))
+        self.widths = list(widths)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Between 0 and 1, larger than the image by `widths`."""
+        shares = pixels.to(self.mean.dtype) / LARGEST
+        if not any(self.widths):
+            return shares
+        return F.pad(shares - self.mean, self.widths) + self.mean
