@@ -25,7 +25,7 @@ from qconvert.models.operators import (
     operator_name,
     shape_of,
 )
-from qconvert.models.pixels import Normalization, PixelShares
+from qconvert.models.pixels import Normalization, PixelShares, known_path
 from qconvert.models.regrouping import constant_padding
 
 # Where a normalization holds why it is computed in float.
@@ -70,7 +70,8 @@ def _layers(graph: GraphModule, node: Node) -> dict[Node, tuple[Node, Widths]] |
         for layer in readers:
             reason = _why_not(graph, layer, calls)
             if reason is not None:
-                return f"{operator_name(layer)} reads normalized pixels, and {reason}"
+                name = known_path(operator_name(layer))
+                return f"{name} reads normalized pixels, and {reason}"
             around = _padding(module_of(graph, layer))
             found[layer] = source, tuple(map(sum, zip(widths or _NO_PADDING, around, strict=True)))
     mean = module_of(graph, node).mean

@@ -1,6 +1,6 @@
 """A model that takes the pixels of images as uint8, and normalizes them inside."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: TorchScript reads those of a model whose code is kept.
 
 from collections.abc import Sequence
 
@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 # Where a `PixelInput` holds the user's model: people know its modules without this path.
 INNER = "float_model"
-# The largest pixel.
-LARGEST = 255
 
 
 def known_path(path: str) -> str:
@@ -51,7 +49,7 @@ class Normalization(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalized."""
-        return (pixels.to(self.mean.dtype) / LARGEST - self.mean) / self.std
+        return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
 class PixelInput(nn.Module):
@@ -85,7 +83,7 @@ class PixelShares(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Between 0 and 1, larger than the image by `widths`."""
-        shares = pixels.to(self.mean.dtype) / LARGEST
+        shares = pixels.to(self.mean.dtype) / 255
         if not any(self.widths):
             return shares
         return F.pad(shares - self.mean, self.widths) + self.mean
