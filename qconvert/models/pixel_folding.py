@@ -1,10 +1,10 @@
 """Puts the normalization of pixels into the convolutions that read it, so that int8 kernels take
-the pixels as they are: uint8 is an int8 tensor with scale 1/255 and zero point 0, and nothing is
-rounded.
+the pixels as they are: uint8 is an int8 tensor with scale 1/255, and nothing is rounded. Its zero
+point is a pixel in the middle of the means.
 
-The weight is divided by the deviation of its input channel, the bias takes what the mean adds.
-Zeros around normalized pixels are the mean around pixels, so the image is padded with it before,
-and the convolution no more: zeros there would be black, and wrong at the borders.
+The weight is divided by the deviation of its input channel, the bias takes what is left of the
+mean. Zeros around normalized pixels are the mean around pixels, so the image is padded with it
+before, and the convolution no more: zeros there would be another colour, and wrong at the borders.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from qconvert.models.regrouping import constant_padding
 WHY_FLOAT = "why normalized in float"
 # Left, right, top, bottom.
 Widths = tuple[int, ...]
+# Of a share of 255, far below a pixel's step.
+_EXACT = 1e-6
 _NO_PADDING: Widths = (0, 0, 0, 0)
 
 
@@ -105,13 +107,19 @@ def _fold(graph: GraphModule, node: Node, layers: dict[Node, tuple[Node, Widths]
     for layer, (source, widths) in layers.items():
         module = module_of(graph, layer)
         mean, std = (_of_channels(x, module) for x in (normalization.mean, normalization.std))
-        # A mean of zero is a black border: the convolution's own padding with zeros.
-        own_padding = source is node and not bool(mean.any())
+        # Where every mean is the pixel that is zero, the convolution pads with it by itself.
+        own_padding = source is node and _is_zero(PixelShares(mean).around)
         outside = _NO_PADDING if own_padding else widths
         if outside not in shares:
             shares[outside] = _pixel_shares(graph, node, PixelShares(mean, outside), len(shares))
-        graph.set_submodule(str(layer.target), _folded(module, mean, std, own_padding))
+        folded = _folded(module, PixelShares(mean).around, std, own_padding)
+        graph.set_submodule(str(layer.target), folded)
         layer.replace_input_with(source, shares[outside])
+
+
+def _is_zero(around: Tensor) -> bool:
+    """But for what float32 makes of an integer's share."""
+    return float(around.abs().max()) < _EXACT
 
 
 def _of_channels(value: Tensor, module: Any) -> Tensor:
@@ -129,15 +137,16 @@ def _pixel_shares(graph: GraphModule, node: Node, module: PixelShares, number: i
     return new
 
 
-def _folded(module: Any, mean: Tensor, std: Tensor, own_padding: bool) -> nn.Conv2d:
-    """A convolution of pixels for one of normalized pixels; computed in float64."""
+def _folded(module: Any, around: Tensor, std: Tensor, own_padding: bool) -> nn.Conv2d:
+    """A convolution of `PixelShares` for one of normalized pixels; computed in float64."""
+    around, std = around.double().view(-1), std.double()
     weight = module.weight.detach().double()
     of_group = module.in_channels // module.groups
     # The input channels of each filter.
     channels = torch.arange(module.in_channels).view(module.groups, of_group)
     channels = channels.repeat_interleave(module.out_channels // module.groups, dim=0)
-    weight = weight / std.double()[channels][:, :, None, None]
-    shift = (weight.sum((2, 3)) * mean.double()[channels]).sum(1)
+    weight = weight / std[channels][:, :, None, None]
+    shift = (weight.sum((2, 3)) * around[channels]).sum(1)
     bias = -shift if module.bias is None else module.bias.detach().double() - shift
     new = nn.Conv2d(
         module.in_channels,

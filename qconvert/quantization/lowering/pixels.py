@@ -22,7 +22,7 @@ class Pixels(nn.Module):
     def __init__(self, shares: PixelShares, held: TensorParams) -> None:
         super().__init__()
         self.left, self.right, self.top, self.bottom = shares.widths
-        self.register_buffer("integers", quantize(shares.mean, held.params).to(torch.uint8))
+        self.register_buffer("integers", quantize(shares.around, held.params).to(torch.uint8))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The result is filled piece by piece: `F.pad` knows one integer for all channels, and a
