@@ -229,7 +229,8 @@ class DataSection(Section):
         None,
         description="instead of `preprocess`: `package.module:callable` or "
         "`path/to/file.py:callable`, from an RGB image (PIL) to a float tensor (channels, height, "
-        "width), or to a tuple of tensors for a model of several inputs",
+        "width), or to a tuple of tensors for a model of several inputs; with `input: uint8` to "
+        "the pixels",
     )
     input: Literal["float32", "uint8"] = Field(
         "float32",

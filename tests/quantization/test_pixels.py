@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import networks
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 from qconvert import torchscript
 from qconvert.images.preprocess import Preprocessed
 from qconvert.models.execution import Executed, watch
+from qconvert.models.model_file import open_model
 from qconvert.models.pixels import PixelInput
-from qconvert.qconfig import Preprocess
+from qconvert.qconfig import Preprocess, QuantizationSection
+from qconvert.quantization import costs
+from qconvert.quantization.forecast import forecast
 from qconvert.quantization.lowering.coverage import check_against_plan, count
+from qconvert.quantization.lowering.file_inspection import inspect_file
 
 READ = Preprocessed(Preprocess(), as_pixels=True)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,6 +66,25 @@ def test_first_layer_reads_the_pixels_themselves(converted, tmp_path, network, l
     assert not any(executed.output.is_floating_point() for executed in before[:first])
     assert result.sqnr_db("simulated") > 20
     assert abs(result.sqnr_db() - result.sqnr_db("simulated")) < 3
+
+
+@pytest.mark.parametrize("network", [stem, Skips])
+def test_inspection_foretells_boundaries_and_finds_them_in_the_file(
+    converted, tmp_path, network
+) -> None:
+    result = converted(partial(behind, network), read=READ)
+    section = QuantizationSection(decide="int8")
+    found = forecast(result.fused, section, costs.table(section.isa))
+    path = result.file(tmp_path / "model.pt")
+    assert [o.precision for o in found.operators] == [o.precision for o in result.plan.operators]
+    counted = count(torchscript.load(path), [result.images[:1]])
+    # Pixels that become float by themselves are one more in the file.
+    assert found.boundaries == counted.boundaries - (network is Skips)
+    manifest = {"inputs": [{"shape": [None, 3, 24, 24], "dtype": "uint8"}]}
+    in_file = inspect_file(replace(open_model(path), manifest=manifest)).operators
+    assert sum(in_file["boundary"].values()) == counted.boundaries
+    assert ("aten::cat" in in_file["int8"]) == (network is stem)
+    assert "aten::cat" not in in_file.get("float32", {})
 
 
 @pytest.mark.parametrize("lowering", ["classic", "direct"])
