@@ -449,7 +449,8 @@ TABLE = [
              preprocess={"mean": [0], "std": [1], "crop": 8, "resize": 9}), "qconfig",
         "my.yaml: data: with `transform`, which does it, `preprocess` has no crop, resize"),
     row("another kind of input", data(input="uint16"), "qconfig",
-        "my.yaml: data.input: input should be 'float32' or 'uint8', not 'uint16'"),
+        "my.yaml: data.input: unknown input 'uint16'; did you mean 'uint8'? (one of 'float32' or "
+        "'uint8')"),
     row("match and type", line("quantization: {layers: [{match: '0', type: Conv2d}]}"), "qconfig",
         "my.yaml: quantization.layers[0]: give either `match` or `type`"),
     row("contradiction", line("quantization: {weights: {granularity: per_tensor}}"), "qconfig",
