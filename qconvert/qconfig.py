@@ -229,13 +229,38 @@ class DataSection(Section):
         None,
         description="instead of `preprocess`: `package.module:callable` or "
         "`path/to/file.py:callable`, from an RGB image (PIL) to a float tensor (channels, height, "
-        "width), or to a tuple of tensors for a model of several inputs",
+        "width), or to a tuple of tensors for a model of several inputs; with `input: uint8` to "
+        "the pixels",
     )
+    input: Literal["float32", "uint8"] = Field(
+        "float32",
+        description="what the files take: `float32`: normalized pixels, as the model; `uint8`: the "
+        "pixels of the image after `resize` and `crop`, as they are; `mean` and `std` are then "
+        "inside ([docs/images.md](images.md))",
+    )
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the files take pixels and normalize them inside."""
+        return self.input == "uint8"
 
     @model_validator(mode="after")
     def _one_way(self) -> DataSection:
-        if self.transform is not None and "preprocess" in self.model_fields_set:
-            raise ValueError("give either `preprocess` or `transform`")
+        if self.transform is None:
+            return self
+        given = self.preprocess.model_fields_set if "preprocess" in self.model_fields_set else set()
+        if not self.takes_pixels:
+            if "preprocess" in self.model_fields_set:
+                raise ValueError("give either `preprocess` or `transform`")
+        elif not {"mean", "std"} <= given:
+            raise ValueError(
+                "`input: uint8` with `transform`, which then returns pixels: give `mean` and `std` "
+                "in `preprocess`, by which the files normalize them"
+            )
+        elif more := sorted(given - {"channels", "mean", "std"}):
+            raise ValueError(
+                f"with `transform`, which does it, `preprocess` has no {', '.join(more)}"
+            )
         return self
 
 

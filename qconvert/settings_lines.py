@@ -16,9 +16,10 @@ def settings_lines(config: QConfig) -> list[str]:
     """The resolved settings, a line a section."""
     lines = []
     settings = with_relative_paths(config, Path.cwd())
-    if config.data.transform is not None:
+    if config.data.transform is not None and not config.data.takes_pixels:
         del settings["data"]["preprocess"]
-    elif config.model.source.startswith("timm:"):  # the others are said when the model is built
+    elif config.data.transform is not None or config.model.source.startswith("timm:"):
+        # Others have no effect, or are the model's own, which are said when it is built.
         given = config.data.preprocess.model_fields_set
         settings["data"]["preprocess"] = {
             key: value for key, value in settings["data"]["preprocess"].items() if key in given

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from qconvert.errors import TransformError
+from qconvert.errors import BadImageError, TransformError
 from qconvert.images.decode import decode, picture, size_of
 from qconvert.images.masks import IGNORED, read_mask
 from qconvert.qconfig import Preprocess
@@ -21,6 +21,8 @@ from qconvert.user_code import guarded
 
 # The inputs of a model for one image, or for several: each tensor's first axis is of images.
 Inputs = tuple[Tensor, ...]
+# How far from an integer a pixel may be that was stored as one: float32 divided and multiplied.
+_WHOLE = 1e-3
 
 
 def shapes_of(inputs: Sequence[Tensor]) -> str:
@@ -54,20 +56,28 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """The steps of `data.preprocess`: one input of float32, (1, channels, height, width)."""
+    """The steps of `data.preprocess`: one input, (1, channels, height, width), of float32; with
+    `as_pixels` of uint8, as before the normalization."""
 
     steps: Preprocess
+    as_pixels: bool = False
 
     def __call__(self, path: Path) -> Inputs:
         """See `Reader`."""
         steps = self.steps
         image = decode(path, steps.channels, steps.exif)
+        if self.as_pixels and isinstance(image, Tensor):
+            image = _whole_pixels(image, path)
         mode = InterpolationMode(steps.interpolation)
         if isinstance(image, Tensor) and mode is InterpolationMode.NEAREST:
             mode = InterpolationMode.NEAREST_EXACT  # as Pillow's
         image = self._placed(image, mode)
         if isinstance(image, Image.Image):
-            image = F.pil_to_tensor(image).to(torch.float32) / 255
+            image = F.pil_to_tensor(image)
+        if self.as_pixels:
+            return (image.unsqueeze(0),)
+        if image.dtype == torch.uint8:
+            image = image.to(torch.float32) / 255
         mean = torch.tensor(steps.mean).view(-1, 1, 1)
         std = torch.tensor(steps.std).view(-1, 1, 1)
         return (((image - mean) / std).unsqueeze(0),)
@@ -95,11 +105,28 @@ class Preprocessed:
         return placed.where(placed >= 0, IGNORED)
 
 
+def _whole_pixels(shares: Tensor, path: Path) -> Tensor:
+    """uint8 of shares of full scale, if that is what they are made of.
+
+    Raises BadImageError: to round them would change the image unseen."""
+    pixels = shares * 255
+    whole = pixels.round()
+    if not torch.equal(whole.clamp(0, 255), whole) or (pixels - whole).abs().max() > _WHOLE:
+        raise BadImageError(
+            "has more than 8 bits a channel, and `data.input: uint8` takes 8",
+            where=str(path),
+            fix="save it with 8 bits, or leave `data.input: float32`",
+        )
+    return whole.to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class Transformed:
-    """The user's `data.transform`, called with a `picture` whose `filename` is its path."""
+    """The user's `data.transform`, called with a `picture` whose `filename` is its path. Where it
+    must return pixels, they have so many `pixel_channels`."""
 
     function: Callable[..., Any]
+    pixel_channels: int | None = None
 
     def __call__(self, path: Path) -> Inputs:
         """See `Reader`."""
@@ -116,6 +143,8 @@ class Transformed:
                 where="data.transform",
                 fix="return a tensor (channels, height, width), or a tuple of the model's inputs",
             )
+        if self.pixel_channels is not None:
+            _check_pixels(found, self.pixel_channels, path)
         return tuple(x.detach().unsqueeze(0) for x in found)
 
     def size(self, path: Path) -> tuple[int, int] | None:
@@ -125,6 +154,22 @@ class Transformed:
     def mask(self, path: Path) -> Tensor:
         """See `Reader`; as it is in the file."""
         return read_mask(path)
+
+
+def _check_pixels(found: Sequence[Tensor], channels: int, path: Path) -> None:
+    """Raises TransformError when what a transform returned are not the pixels of one image."""
+    (first, *others) = found
+    of_image = first.dim() == 3 and len(first) == channels
+    if not others and of_image and first.dtype == torch.uint8:
+        return
+    returned = ", ".join(f"{list(x.shape)} of {str(x.dtype).removeprefix('torch.')}" for x in found)
+    raise TransformError(
+        f"returned {returned} for {path.name}; `data.input: uint8` wants the pixels, uint8 "
+        f"({channels}, height, width)",
+        where="data.transform",
+        fix="return them before any scaling (data.preprocess.channels says how many channels), or "
+        "leave `data.input: float32`",
+    )
 
 
 def size_after(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from qconvert.models.calls import Call, is_in, sharing
 from qconvert.models.division import Kept
 from qconvert.models.execution import float_macs_in
 from qconvert.models.parts import part_of
+from qconvert.models.pixels import known_path
 from qconvert.models.tracing import DIFFERS
 
 # Where a captured graph holds its assembly, and a node how often its part is called for one image.
@@ -258,7 +259,8 @@ def _fix(kept: Kept) -> str:
     write = "write its code in the part of Python that TorchScript knows"
     if DIFFERS not in kept.reason:
         return write
-    listed = f"[{kept.path}]" if kept.path else "all"
+    path = known_path(kept.path)
+    listed = f"[{path}]" if path else "all"
     return (
         f"if its code goes the same way for all images, write `model.fixed: {listed}`; else {write}"
     )

@@ -22,6 +22,7 @@ from qconvert.images.preprocess import shapes_of
 from qconvert.models.calls import Call, is_in, is_plain, not_tensors, same
 from qconvert.models.normal_form import has_layers
 from qconvert.models.operators import quantizable
+from qconvert.models.pixels import known_path
 from qconvert.models.tracing import Stop, Traced, traced
 
 # After so many modules of one class that could not be traced, the others of it are not tried.
@@ -39,7 +40,7 @@ class Kept:
     @property
     def name(self) -> str:
         """For people."""
-        return self.path or "the model"
+        return known_path(self.path) or "the model"
 
 
 # The inputs of more images, made when they are needed.
@@ -107,7 +108,8 @@ def divide(
 def _check_names(model: nn.Module, wishes: Wishes) -> None:
     names = [name for name, _ in model.named_modules()]  # the first, empty, is the model itself
     facts = [
-        f"model.{key}: the model has no module {name!r}{did_you_mean(name, names)}"
+        f"model.{key}: the model has no module {known_path(name)!r}"
+        + did_you_mean(known_path(name), list(map(known_path, names)))
         for key, listed in (("scripted", wishes.scripted), ("fixed", wishes.fixed))
         for name in sorted(listed or ())
         if name not in names

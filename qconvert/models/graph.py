@@ -35,6 +35,8 @@ from qconvert.models.normal_form import (
     views_to_reshapes,
 )
 from qconvert.models.operators import NAME
+from qconvert.models.pixel_folding import normalization_into_convolutions
+from qconvert.models.pixels import known_path
 from qconvert.models.regrouping import (
     attention_to_linears,
     channel_shuffles,
@@ -69,7 +71,9 @@ def capture(
         for piece in divided.pieces:
             if not piece.graph.meta[STUBS_FOUND]:
                 all_outside(piece.graph)
-    return merged(model, example, divided)
+    graph = merged(model, example, divided)
+    _name_as_known(graph)
+    return graph
 
 
 def _normalized(piece: Piece) -> GraphModule:
@@ -87,10 +91,19 @@ def _normalized(piece: Piece) -> GraphModule:
     chunks_to_narrows(graph)
     channel_shuffles(graph)
     paddings_into_convolutions(graph)
+    normalization_into_convolutions(graph)
     graph.meta[STUBS_FOUND] = stubs_to_marks(graph)
     _number_names(graph)
     _finish(graph, example)
     return graph
+
+
+def _name_as_known(graph: GraphModule) -> None:
+    """Of a model that takes pixels: names without the place where its normalization has it."""
+    for node in graph.graph.nodes:
+        if NAME in node.meta:
+            node.meta[NAME] = known_path(node.meta[NAME]) or node.meta[NAME]
+    graph.meta[REMOVED] = tuple(map(known_path, graph.meta[REMOVED]))
 
 
 def _finish(graph: GraphModule, example: Sequence[Tensor]) -> None:

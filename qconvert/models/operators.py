@@ -13,6 +13,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torchvision.ops import stochastic_depth
 
+from qconvert.models.pixels import Normalization, PixelShares
+
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 WEIGHTED = (*CONVOLUTIONS, *TRANSPOSED, "linear")
@@ -83,6 +85,8 @@ _MODULES: Mapping[type[nn.Module], str] = {
     nn.PixelShuffle: "pixel_shuffle",
     nn.ChannelShuffle: "channel_shuffle",
     nn.Flatten: "flatten",
+    Normalization: "normalization",
+    PixelShares: "pixels",
     nn.Identity: "identity",
     nn.Dropout: "identity",
     nn.Dropout1d: "identity",

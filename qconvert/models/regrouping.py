@@ -178,16 +178,30 @@ def paddings_into_convolutions(graph: GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _equal_sides(graph: GraphModule, node: Node) -> tuple[int, int] | None:
-    """Height and width of a padding of images with zeros on both sides alike."""
+def constant_padding(graph: GraphModule, node: Node) -> tuple[int, ...] | None:
+    """Left, right, top and bottom of a padding of images with zeros, which adds everywhere what is
+    known; None for any other node."""
+    if node.op not in ("call_function", "call_module") or kind_of(graph, node) != "pad":
+        return None
     plain = node.op == "call_function" or type(module_of(graph, node)) is nn.ZeroPad2d
     widths = setting(graph, node, 1, "padding" if node.op == "call_module" else "pad", None)
     mode = "constant" if node.op == "call_module" else argument(node, 2, "mode", "constant")
     value = None if node.op == "call_module" else argument(node, 3, "value")
-    if not plain or mode != "constant" or value not in (None, 0) or len(widths) != 4:
+    if not plain or mode != "constant" or value not in (None, 0):
+        return None
+    if not isinstance(widths, (tuple, list)) or len(widths) != 4:
+        return None
+    known = all(isinstance(width, int) and width >= 0 for width in widths)
+    return tuple(widths) if known else None
+
+
+def _equal_sides(graph: GraphModule, node: Node) -> tuple[int, int] | None:
+    """Height and width of a padding of images with zeros on both sides alike."""
+    widths = constant_padding(graph, node)
+    if widths is None:
         return None
     left, right, top, bottom = widths
-    return (top, left) if left == right >= 0 and top == bottom >= 0 else None
+    return (top, left) if left == right and top == bottom else None
 
 
 def _takes_padding(

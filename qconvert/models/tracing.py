@@ -21,11 +21,14 @@ from torch.fx import GraphModule, Node, Proxy, Tracer
 from torch.utils import _pytree as pytree
 
 from qconvert.models.calls import Call, is_in, is_plain, same, sharing
+from qconvert.models.pixels import Normalization
 from qconvert.models.proxies import SizedProxy
 from qconvert.user_code import place_in
 
 # Modules that hold stubs of eager-mode quantization, which are the boundaries that its author drew.
 STUBS = (torch.ao.quantization.QuantStub, torch.ao.quantization.DeQuantStub)
+# They are one operator, whatever is in them.
+_WHOLE = (*STUBS, Normalization)
 # What stops a trace, unless the code goes one way for all images.
 DIFFERS = "which differs from image to image"
 # What a layer that is a part by itself is called in its trace.
@@ -86,7 +89,7 @@ class _Tracer(Tracer):
         return self._paths[-1]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self._whole or isinstance(m, STUBS):
+        if module_qualified_name in self._whole or isinstance(m, _WHOLE):
             return True
         if "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks:
             return False  # it computes more than its class does

@@ -94,7 +94,8 @@ class _Deciding:
         for unit in self._units:
             asked = unit.asked.precision
             reached = unit.weighted or all(self._made_in_int8(s.name, found) for s in unit.inputs)
-            wanted = asked == "int8" or (asked == "auto" and reached and bool(unit.inputs))
+            reached = reached and (bool(unit.inputs) or unit.kind == rules.PIXELS)
+            wanted = asked == "int8" or (asked == "auto" and reached)
             found.append(bool(unit.lowerings) and wanted)
         return found
 
@@ -141,6 +142,8 @@ class _Deciding:
         ways: dict[Lowering, Way] = {"classic": "classic_float", "direct": "direct_float"}
         way: Way = ways[family] if float_output else family
         cost = self._costs.of(self._graph, unit.node, way)
+        if unit.kind == rules.PIXELS and family == "classic":
+            cost += self._costs.crossing("to_classic", prod(shape_of(unit.value)))
         if unit.activation is not None:
             cost += self._costs.activation(unit.activation, way, prod(shape_of(unit.value)))
         return cost

@@ -22,6 +22,7 @@ from qconvert.models.execution import Executed, float_macs, watch
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import (
     is_constant,
+    is_tensor,
     kind_of,
     operator_name,
     shape_of,
@@ -331,7 +332,7 @@ class _Forecasting:
         found: dict[tuple[str, Boundary], None] = {}
         for line, operator in zip(self._lines, operators, strict=True):
             for source in line.sources:
-                if is_constant(source) or not hasattr(source.meta.get("tensor_meta"), "shape"):
+                if is_constant(source) or not is_tensor(source):  # pixels are integers already
                     continue
                 made_float = source.name in floats
                 if made_float != operator.reads_float:

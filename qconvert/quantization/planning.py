@@ -102,7 +102,7 @@ def _with_range_of_their_own(operators: list[PlannedOperator], made: set[str]) -
     return {
         name
         for o in operators
-        if o.value in made and o.kind not in rules.SAME_RANGE
+        if o.value in made and o.kind not in (*rules.SAME_RANGE, rules.PIXELS)
         for name in (o.node, o.value)
     }
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from torch.fx import GraphModule, Node
 
 from qconvert.models.fusion import FusedModel
-from qconvert.models.operators import clip_bounds, kind_of
+from qconvert.models.operators import clip_bounds, kind_of, module_of
+from qconvert.models.pixels import PixelShares
 from qconvert.qconfig import ActivationScheme, Isa, QuantizationSection
 from qconvert.quantization import rules
 from qconvert.quantization.affine import affine, symmetric
@@ -61,6 +62,9 @@ class Ranges:
                 continue
             if unit.kind in rules.SAME_RANGE:
                 self.tensors[unit.value.name] = self.tensors[unit.inputs[0].name]
+            elif unit.kind == rules.PIXELS:
+                shares = module_of(self._graph, unit.node)
+                self.tensors[unit.value.name] = held_as_they_are(shares)
             else:
                 self._hold(unit.value, self._bound(unit))
         self._share([unit for unit, decision in pairs if decision.precision == "int8"])
@@ -147,6 +151,20 @@ class Ranges:
             widest = max(shared, key=lambda m: (self.tensors[m].scale, m))
             for member in members:
                 self.tensors[member] = self.tensors[widest]
+
+
+def held_as_they_are(shares: PixelShares) -> TensorParams:
+    """Every pixel is an integer already."""
+    step = affine(0.0, 1.0)
+    return TensorParams(
+        observer="none: pixels",
+        range_min=-shares.zero * step.scale,
+        range_max=(step.quant_max - shares.zero) * step.scale,
+        scale=step.scale,
+        zero_point=shares.zero,
+        quant_min=step.quant_min,
+        quant_max=step.quant_max,
+    )
 
 
 class _Groups:

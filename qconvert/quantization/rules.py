@@ -29,6 +29,7 @@ from qconvert.models.operators import (
     shape_of,
     tensor_inputs,
 )
+from qconvert.models.pixel_folding import WHY_FLOAT
 from qconvert.qconfig import WeightScheme
 from qconvert.quantization.plan import Activation, Lowering
 
@@ -49,6 +50,8 @@ SAME_RANGE = (*UNROUNDED, *_AVERAGES, "interpolate")
 ALONE = ("leaky_relu",)
 # Their result has a range of its own; all inputs must be in int8.
 COMBINING = ("add", "mul", "cat", *ALONE)
+# The model's input as it is: 8 bits that nobody chose a range for.
+PIXELS = "pixels"
 # Above so many channels the x86 engine hands depthwise convolutions to fbgemm.
 _FBGEMM_DEPTHWISE = 100
 _DIMENSIONS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}
@@ -117,6 +120,10 @@ def why_impossible(
         return "torch's int8 transposed convolutions take no per-channel weights"
     if kind in COMBINING:
         return _why_not_combining(node, kind, lowering)
+    if kind == PIXELS:
+        return None
+    if kind == "normalization":
+        return str(node.meta.get(WHY_FLOAT))
     if kind == "batch_norm":
         if lowering == "direct" or len(shape_of(node)) not in (4, 5):
             return "int8 batch norm is for images, in torch's classic operators"

@@ -101,6 +101,10 @@ def notes(
         found.append(
             "Accuracy was measured on the calibration images: set `data.evaluation` to others."
         )
+    if session.config.data.takes_pixels:
+        found.append(
+            "Both files take pixels (uint8) and normalize them inside: latency includes that."
+        )
     for role, images in (
         ("calibration", session.calibration_images),
         ("evaluation", session.evaluation_images),

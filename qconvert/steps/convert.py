@@ -213,7 +213,7 @@ def _manifest(
         "verified_on": {"cpu": environment.cpu, "vnni": environment.vnni},
         "inputs": _inputs(session, other_size),
         "measured_output": fused_record["measured_output"],
-        "preprocess": None if config.data.transform else session.preprocess.model_dump(mode="json"),
+        **_manifest_of_preprocess(session),
         "classes": session.evaluation_images.classes,
         "digests": {
             "checkpoint": checkpoint_digest(checkpoint),
@@ -227,6 +227,18 @@ def _manifest(
         "dynamic_macs": plan.dynamic_macs,
         "operators": plan.manifest_lines(),
         "qconfig": _what_made_it(session),
+    }
+
+
+def _manifest_of_preprocess(session: Session) -> dict[str, Any]:
+    """What is left to whoever calls the file, and what it does by itself."""
+    data = session.config.data
+    inside = {"mean", "std"} if data.takes_pixels else set()
+    steps = data.preprocess if data.transform else session.preprocess
+    outside = None if data.transform else steps.model_dump(mode="json", exclude=inside)
+    return {
+        "preprocess": outside,
+        "normalized_inside": steps.model_dump(mode="json", include=inside) if inside else None,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,8 @@ from qconvert.images.stream import Progress, Size, all_unreadable, sizes, unread
 from qconvert.models.detectors import Detector
 from qconvert.models.division import Wishes
 from qconvert.models.fusion import FusedModel, fuse
-from qconvert.models.graph import capture
+from qconvert.models.graph import capture, check_inputs
+from qconvert.models.pixels import PixelInput, inner_path
 from qconvert.models.source import FloatModel, build
 from qconvert.qconfig import Preprocess, QConfig
 from qconvert.user_code import Imports, folder_of, keep_importable, resolve
@@ -131,9 +132,11 @@ class Session:
     @cached_property
     def read(self) -> Reader:
         """The way from a file to the model's inputs."""
-        if self.config.data.transform is None:
-            return Preprocessed(self.preprocess)
-        return Transformed(self._transform[0])
+        data = self.config.data
+        if data.transform is None:
+            return Preprocessed(self.preprocess, data.takes_pixels)
+        channels = data.preprocess.channels if data.takes_pixels else None
+        return Transformed(self._transform[0], channels)
 
     @cached_property
     def _transform(self) -> tuple[Callable[..., Any], dict[str, str]]:
@@ -182,14 +185,19 @@ class Session:
         recorded = (self.workspace.read(FUSE_RECORD) or {}).get(LIBRARY_PREPROCESS, {})
         if recorded.get("of") == of:
             return dict(recorded)
-        return {"of": of, "values": dict(self.float_model.preprocess)}
+        return {"of": of, "values": dict(self._source_model.preprocess)}
 
     @property
     def reading(self) -> dict[str, Any]:
         """What the model's inputs depend on, beside the image."""
-        if self.config.data.transform is None:
-            return {"preprocess": self.preprocess.model_dump(mode="json")}
-        return {"transform": self.config.data.transform, "code": self._transform[1]}
+        data = self.config.data
+        if data.transform is None:
+            preprocess = self.preprocess.model_dump(mode="json")
+            return {"preprocess": preprocess, "input": data.input}
+        found = {"transform": data.transform, "code": self._transform[1], "input": data.input}
+        if data.takes_pixels:
+            found["preprocess"] = data.preprocess.model_dump(mode="json")
+        return found
 
     @cached_property
     def sizes(self) -> dict[Size, list[Path]]:
@@ -271,7 +279,17 @@ class Session:
 
     @cached_property
     def float_model(self) -> FloatModel:
-        """The user's model with its checkpoint."""
+        """The user's model with its checkpoint; where it takes pixels, behind its normalization."""
+        found, data = self._source_model, self.config.data
+        if not data.takes_pixels:
+            return found
+        check_inputs(found.module, 1)
+        steps = self.preprocess if data.transform is None else data.preprocess
+        return replace(found, module=PixelInput(found.module, steps.mean, steps.std))
+
+    @cached_property
+    def _source_model(self) -> FloatModel:
+        """As the source builds it."""
         if self.config.model.checkpoint is None:
             self.voice.say(
                 "model: no `model.checkpoint`: the weights are those that the source builds"
@@ -300,9 +318,10 @@ class Session:
     @property
     def _wishes(self) -> Wishes:
         model = self.config.model
+        place = inner_path if self.config.data.takes_pixels else str
         return Wishes(
-            None if model.scripted == "auto" else frozenset(model.scripted),
-            None if model.fixed == "all" else frozenset(model.fixed),
+            None if model.scripted == "auto" else frozenset(map(place, model.scripted)),
+            None if model.fixed == "all" else frozenset(map(place, model.fixed)),
         )
 
     @property

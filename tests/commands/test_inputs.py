@@ -313,6 +313,71 @@ def test_several_inputs_by_a_transform_and_nested_outputs(project: Project) -> N
     ]
 
 
+def answers_to_pixels(project: Project, *, normalized: bool) -> torch.Tensor:
+    """What the saved file says of each calibration image, as a user calls it."""
+    file = torch.jit.load(project.output / "model.int8.pt")
+    found = []
+    for path in sorted((project.folder / "images").rglob("*.png")):
+        image = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).unsqueeze(0)
+        found.append(file((image.float() / 255 - 0.5) / 0.25 if normalized else image))
+    return torch.cat(found)
+
+
+def test_file_takes_pixels_by_preprocess_and_by_a_transform(project: Project) -> None:
+    well(project.run("convert"))
+    float_taking = answers_to_pixels(project, normalized=True)
+    steps = {"mean": [0.5], "std": [0.25]}
+    data = {"calibration": "images", "input": "uint8", "preprocess": steps}
+    project.qconfig(data=data)
+    result = project.run("benchmark")
+    said = well(result)
+    assert "fuse: its inputs have changed" in said
+    assert "take pixels (uint8) and normalize them inside: latency includes that" in result.out
+    found = manifest(project)
+    assert found["inputs"] == [{"shape": [None, 3, None, None], "dtype": "uint8"}]
+    assert found["normalized_inside"] == steps
+    assert not {"mean", "std"} & found["preprocess"].keys()
+    assert found["operators"][:2] == [
+        ["pixels", "int8", None],
+        ["0", "int8", "quantized::conv2d_relu"],
+    ]
+    taking_pixels = answers_to_pixels(project, normalized=False)
+    signal, error = taking_pixels.square().sum(), (taking_pixels - float_taking).square().sum()
+    assert 10 * torch.log10(signal / error) > 25
+    (project.folder / "pixels.py").write_text(
+        "from torchvision.transforms.v2 import functional as F\npixels = F.pil_to_tensor\n"
+    )
+    project.qconfig(data={**data, "transform": "pixels.py:pixels"})
+    well(project.run("convert"))
+    assert manifest(project)["preprocess"] is None
+    assert manifest(project)["normalized_inside"] == steps
+    assert torch.equal(answers_to_pixels(project, normalized=False), taking_pixels)
+
+
+def test_image_that_more_than_convolutions_read_is_normalized_in_float_and_a_line_says_it(
+    empty: Project,
+) -> None:
+    noise(SHADES["red"]).save(empty.folder / "a.png")
+    noise(SHADES["blue"]).save(empty.folder / "b.png")
+    data = {"calibration": ".", "labels": "none", "input": "uint8"}
+    qconfig(empty, "Weighted", data, quantization={"decide": "int8"})
+    result = empty.run("convert")
+    well(result)
+    assert (
+        "in float: normalization (1 normalization): mul reads normalized pixels, and is no "
+        "convolution"
+    ) in " ".join(result.out.split())
+
+
+def test_model_of_two_inputs_takes_no_pixels(project: Project) -> None:
+    shutil.copy(user_models.__file__, project.folder)
+    data = {"calibration": "images", "labels": "none", "input": "uint8"}
+    qconfig(project, "ImageAndPlace", data)
+    result = project.run("convert")
+    assert result.code != 0
+    assert "the model reads 2 inputs (image, place), the images give 1" in result.err
+
+
 def test_timm_model_with_its_own_preprocessing_and_partly_another(project: Project) -> None:
     pytest.importorskip("timm")
     model = {"source": "timm:test_resnet", "kwargs": {"num_classes": 3}}

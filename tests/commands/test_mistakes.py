@@ -440,6 +440,17 @@ TABLE = [
         "my.yaml: data.preprocess.std[0]: input should be greater than 0, not 0"),
     row("preprocess and transform", data(preprocess={}, transform="network.py:network"), "qconfig",
         "my.yaml: data: give either `preprocess` or `transform`"),
+    row("transform to pixels, and none to normalize them",
+        data(input="uint8", transform="network.py:network"), "qconfig",
+        "my.yaml: data: `input: uint8` with `transform`, which then returns pixels: give `mean` "
+        "and `std` in `preprocess`, by which the files normalize them"),
+    row("transform to pixels, and more of it",
+        data(input="uint8", transform="network.py:network",
+             preprocess={"mean": [0], "std": [1], "crop": 8, "resize": 9}), "qconfig",
+        "my.yaml: data: with `transform`, which does it, `preprocess` has no crop, resize"),
+    row("another kind of input", data(input="uint16"), "qconfig",
+        "my.yaml: data.input: unknown input 'uint16'; did you mean 'uint8'? (one of 'float32' or "
+        "'uint8')"),
     row("match and type", line("quantization: {layers: [{match: '0', type: Conv2d}]}"), "qconfig",
         "my.yaml: quantization.layers[0]: give either `match` or `type`"),
     row("contradiction", line("quantization: {weights: {granularity: per_tensor}}"), "qconfig",

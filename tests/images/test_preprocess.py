@@ -162,6 +162,45 @@ def test_transform_gets_deep_images_as_they_are(tmp_path, dtype):
     assert read(tmp_path / "deep.tif")[0].tolist() == [values.tolist()]
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pixels_are_those_that_are_normalized_otherwise(tmp_path, save_image, channels):
+    path = save_image(tmp_path / "image.png", size=(37, 26))
+    settings = Preprocess(channels=channels, resize=19, crop=(20, 15), interpolation="bicubic")
+    (pixels,) = Preprocessed(settings, as_pixels=True)(path)
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (1, channels, 20, 15))
+    assert torch.equal(pixels.float() / 255, load(path, settings))
+
+
+def test_every_8_bit_value_of_an_array_is_a_pixel_and_more_bits_are_refused(tmp_path):
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.save(tmp_path / "whole.npy", values)
+    read = Preprocessed(Preprocess(channels=1), as_pixels=True)
+    assert torch.equal(read(tmp_path / "whole.npy")[0][0, 0], torch.from_numpy(values))
+    for name, wrong in (("deep", values * np.uint16(255)), ("beyond", values / np.float32(200))):
+        np.save(tmp_path / f"{name}.npy", wrong)
+        with pytest.raises(BadImageError, match="more than 8 bits a channel") as caught:
+            read(tmp_path / f"{name}.npy")
+        assert caught.value.where == str(tmp_path / f"{name}.npy")
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (torch.zeros(3, 4, 5), r"\[3, 4, 5\] of float32"),
+        (torch.zeros(1, 4, 5, dtype=torch.uint8), r"\[1, 4, 5\] of uint8"),
+        (torch.zeros(4, 5, dtype=torch.uint8), r"\[4, 5\] of uint8"),
+        ((torch.zeros(3, 4, 5).byte(), torch.zeros(2)), r"\[3, 4, 5\] of uint8, \[2\] of float32"),
+    ],
+    ids=["float", "grey", "no channels", "two inputs"],
+)
+def test_transform_must_return_the_pixels_of_one_image(tmp_path, save_image, returned, said):
+    path = save_image(tmp_path / "a.png")
+    with pytest.raises(TransformError, match=f"returned {said} for a.png; `data.input: uint8`"):
+        Transformed(lambda image: returned, pixel_channels=3)(path)
+    (pixels,) = Transformed(transforms.PILToTensor(), pixel_channels=3)(path)
+    assert (pixels.dtype, pixels.shape[:2]) == (torch.uint8, (1, 3))
+
+
 def test_transform_gets_all_pages_and_all_channels(tmp_path, save_image):
     pages = [Image.new("L", (3, 2), value) for value in (10, 20, 30)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from qconvert import torchscript
 from qconvert.images.folder import ImageSet, read_folder
-from qconvert.images.preprocess import Inputs, Preprocessed
+from qconvert.images.preprocess import Inputs, Preprocessed, Reader
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.qconfig import Preprocess, QuantizationSection
@@ -72,23 +72,25 @@ def image_set(tmp_path: Path, save_image: Callable[..., Path]) -> ImageSet:
 @pytest.fixture
 def converted(image_set: ImageSet, trained: Callable[[nn.Module], nn.Module]):
     """Converts a network that takes (N, 3, 24, 24), with these quantization settings. `example` and
-    `others` are other images than those of the calibration, to look at its code with."""
+    `others` are other images than those of the calibration, to look at its code with, `read` makes
+    these of files."""
 
     def convert(
         network: Callable[[], nn.Module],
         example: Tensor | None = None,
         others: Sequence[Tensor] = (),
+        read: Reader = READ,
         **settings: object,
     ) -> Converted:
         torch.manual_seed(0)
         original = trained(network())
-        images = torch.cat([READ(path)[0] for path in image_set.files])
+        images = torch.cat([read(path)[0] for path in image_set.files])
         shown = images[:1] if example is None else example
         fused = fuse(capture(original, [shown], None, lambda: [[x] for x in others]))
         # Such small networks are faster in float; what is tested is int8.
         section = QuantizationSection.model_validate({"decide": "int8", **settings})
         split = split_pairs(fused, asked_for(fused, section))
-        calibration = calibrate(fused, image_set, READ, batch_size=4, averaging=0.01, split=split)
+        calibration = calibrate(fused, image_set, read, batch_size=4, averaging=0.01, split=split)
         plan = make_plan(fused, calibration, section)
         return Converted(
             original,

@@ -104,6 +104,10 @@ class Backend(Protocol):
         """An operator whose result is held like its input."""
         ...
 
+    def pixels(self, module: Any, path: str, x: Node, held: TensorParams) -> Node:
+        """A `PixelShares` of the model's input."""
+        ...
+
 
 class Target(Protocol):
     """The backends of one kind of result, which build one graph together."""
@@ -226,6 +230,13 @@ class _Lowering:
             xs = [self._in_form(backend, name) for name in operator.inputs]
             held = [self._plan.tensors[name] for name in (*operator.inputs, operator.value)]
             new = backend.combine(operator, xs, held, _axis(node) if operator.kind == "cat" else 0)
+        elif operator.kind == rules.PIXELS:
+            new = backend.pixels(
+                module_of(self._model.graph, node),
+                self._path(operator, node),
+                self._any_form(node.all_input_nodes[0]),
+                self._plan.tensors[operator.value],
+            )
         elif operator.kind == "batch_norm":
             new = backend.normalize(
                 operator,

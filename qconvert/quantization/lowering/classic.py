@@ -16,6 +16,7 @@ from torch.fx import Graph, Node
 
 from qconvert.quantization.kernels import FLOAT_LINEAR, operator
 from qconvert.quantization.lowering.backend import FLOAT, Call, Layer
+from qconvert.quantization.lowering.pixels import pixels_module
 from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import padding
 from qconvert.quantization.weights import on_grid, quantized
@@ -96,6 +97,12 @@ class ClassicBackend:
         if call.module is not None:
             self.modules[call.target] = call.module
         return self.graph.create_node(call.op, call.target, call.args, call.kwargs)
+
+    def pixels(self, module: Any, path: str, x: Node, held: TensorParams) -> Node:
+        """With their scale, for which torch copies them once."""
+        self.modules[path] = pixels_module(module, held)
+        node = self.graph.call_module(path, (x,))
+        return self.bring(node, "direct", held, 4)
 
     def _bounded(self, node: Node, held: TensorParams) -> Node:
         """Keeps integers inside a plan's bits where these are fewer than 8."""

@@ -22,6 +22,7 @@ from qconvert.quantization.lowering.direct_layers import (
     DirectLinear,
     DirectSum,
 )
+from qconvert.quantization.lowering.pixels import pixels_module
 from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import ALONE, max_pool_settings, padding
 from qconvert.quantization.weights import on_grid, quantized
@@ -136,6 +137,11 @@ class DirectBackend:
         if call.module is not None:
             self.modules[call.target] = call.module
         return self.graph.create_node(call.op, call.target, call.args, call.kwargs)
+
+    def pixels(self, module: Any, path: str, x: Node, held: TensorParams) -> Node:
+        """As they are."""
+        self.modules[path] = pixels_module(module, held)
+        return self.graph.call_module(path, (x,))
 
     def _pad(self, x: Node, call: Call, held: TensorParams) -> Node:
         """With the integer that stands for zero."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -120,9 +120,10 @@ class FileGraph:
         return replace(self, operators=tuple(told))
 
 
-def read_graph(graph: torch._C.Graph) -> FileGraph:
-    """The operators of a graph whose methods are inlined."""
-    return _Reading().read(graph)
+def read_graph(graph: torch._C.Graph, uint8_inputs: Collection[int] = ()) -> FileGraph:
+    """The operators of a graph whose methods are inlined; `uint8_inputs` are the places of inputs
+    that are int8 already."""
+    return _Reading().read(graph, uint8_inputs)
 
 
 class _Reading:
@@ -130,10 +131,10 @@ class _Reading:
         self._known: dict[str, _Known] = {}
         self._found: list[FileOperator] = []
 
-    def read(self, graph: Any) -> FileGraph:
+    def read(self, graph: Any, uint8_inputs: Collection[int]) -> FileGraph:
         inputs = [v for v in graph.inputs() if _holds_tensors(v)]
         for i, value in enumerate(inputs):
-            self._known[value.debugName()] = _Known({-1 - i})
+            self._known[value.debugName()] = _Known({-1 - i}, int8=i in uint8_inputs)
         self._block(graph, 0, None)
         ends = [self._of(v) for v in graph.outputs()]
         returned = sorted({maker for known in ends for maker in known.makers if maker >= 0})
@@ -230,6 +231,8 @@ def _form(node: Any, reads_int8: bool) -> tuple[Form, bool]:
     kind = node.kind()
     if kind in QUANTIZE or kind == DEQUANTIZE:
         return "boundary", kind != DEQUANTIZE
+    if kind == "aten::to" and reads_int8 and _argument(node, "dtype") in _FLOAT_TYPES:
+        return "boundary", False
     if kind in _LAYOUT:
         return "other", reads_int8
     if kind in _CONVERSIONS or kind in _FLOW:

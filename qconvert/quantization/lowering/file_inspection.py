@@ -70,12 +70,13 @@ class FileInspection(Record):
 def inspect_file(file: ModelFile, shapes: Sequence[tuple[int, ...]] = ()) -> FileInspection:
     """Reads a file's graph; runs it once on noise where the shapes of its inputs are known, from
     `shapes` or its manifest."""
-    written = read_graph(file.module.inlined_graph)
+    pixels = _uint8_inputs(file.manifest)
+    written = read_graph(file.module.inlined_graph, pixels)
     operators = written.kinds()
     frozen = _frozen(file.module)
     drawn = written
     if frozen is not None:
-        bare = read_graph(frozen.graph)
+        bare = read_graph(frozen.graph, pixels)
         if _loops(bare) == _loops(written):  # freezing unrolls short ones
             drawn = _named(bare, written, file.manifest)
     known = tuple(shapes) or _shapes(file.manifest)
@@ -134,6 +135,11 @@ def _named(drawn: FileGraph, written: FileGraph, manifest: Mapping[str, Any] | N
     direct = {o.kind for o in drawn.operators if o.name} | set(DYNAMIC.values())
     told = [(kind, name) for kind, name in planned if kind not in direct]
     return drawn.named(told or [(o.kind, o.name) for o in written.operators], bool(told))
+
+
+def _uint8_inputs(manifest: Mapping[str, Any] | None) -> list[int]:
+    entries = (manifest or {}).get("inputs") or ()
+    return [i for i, entry in enumerate(entries) if entry.get("dtype") == "uint8"]
 
 
 def _shapes(manifest: Mapping[str, Any] | None) -> tuple[tuple[int, ...], ...]:

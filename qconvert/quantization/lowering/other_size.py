@@ -49,14 +49,14 @@ def try_other_size(
 
     `script` was traced from `lowered`, which is bound to no size.
     """
-    images = [i for i, x in enumerate(example) if x.dim() == 4 and x.is_floating_point()]
+    images = [i for i, x in enumerate(example) if _is_image(x)]
     if len(images) != 1:
         return None
     place = images[0]
     x = example[place]
     for height, width in _LARGER:
         size = (x.shape[2] + height, x.shape[3] + width)
-        larger = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        larger = _resized(x, size)
         inputs = (*example[:place], larger, *example[place + 1 :])
         try:
             with torch.inference_mode():
@@ -65,6 +65,15 @@ def try_other_size(
             continue
         return OtherSize(inputs, place, why_not_at(script, lowered, inputs))
     return None
+
+
+def _is_image(x: torch.Tensor) -> bool:
+    return x.dim() == 4 and (x.is_floating_point() or x.dtype == torch.uint8)
+
+
+def _resized(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    larger = F.interpolate(x.float(), size=size, mode="bilinear", antialias=True)
+    return larger if x.is_floating_point() else larger.round().to(x.dtype)
 
 
 def why_not_at(

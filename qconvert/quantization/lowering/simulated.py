@@ -84,6 +84,11 @@ class SimulatedBackend:
         node = self.graph.create_node(call.op, call.target, call.args, call.kwargs)
         return node if operator.kind in UNROUNDED else self._rounded(node, held)
 
+    def pixels(self, module: Any, path: str, x: Node, held: TensorParams) -> Node:
+        """The float operator: it rounds the mean around the pixels, these are whole."""
+        self.modules[path] = module
+        return self._rounded(self.graph.call_module(path, (x,)), held)
+
     def _finished(self, node: Node, operator: PlannedOperator, held: TensorParams | None) -> Node:
         """Applies the activation that the kernel would."""
         function, arguments = _ACTIVATIONS[operator.activation]
