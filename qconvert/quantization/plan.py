@@ -43,6 +43,30 @@ class WeightParams(Record):
     digest: str
 
 
+class FewerBits(Record):
+    """What a layer gave up so that its sums fit into 16 bits, and why.
+
+    `weights`: the output channels `channels`, of `of` in all, have coarser weights, by at most one
+    bit. `inputs`: the inputs have 7 bits (layers with dynamic ranges).
+    """
+
+    what: Literal["weights", "inputs"]
+    channels: tuple[int, ...]
+    of: int
+    reason: str
+
+    @property
+    def extent(self) -> str:
+        """In words.
+
+        >>> FewerBits(what="weights", channels=(0, 2), of=16, reason="").extent
+        'weights of 2 of 16 channels'
+        """
+        if self.what == "inputs":
+            return "inputs"
+        return f"weights of {len(self.channels)} of {self.of} channels"
+
+
 Lowering = Literal["classic", "direct"]
 Precision = Literal["int8", "dynamic", "float32", "given"]
 Activation = Literal[
@@ -62,6 +86,7 @@ class PlannedOperator(Record):
     with it, whose other term is the last of `inputs`. `bounds` are those of a clip, `slope` that of
     a leaky ReLU. `macs` counts one image, for which the operator runs `calls` times (0 where only
     another image needs it). `cell_weights` are those of a recurrent layer, by their names in it.
+    `fewer_bits` is what it gave up for CPUs without VNNI.
     """
 
     name: str
@@ -83,6 +108,7 @@ class PlannedOperator(Record):
     weight: WeightParams | None
     cell_weights: dict[str, WeightParams] | None = None
     calls: int = 1
+    fewer_bits: FewerBits | None = None
 
 
 class KeptCode(Record):

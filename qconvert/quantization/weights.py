@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -19,14 +20,25 @@ LIMITS = {"symmetric": (-127, 127), "affine": (-128, 127)}
 NARROW = {"symmetric": (-64, 64), "affine": (-64, 64)}
 
 
+# The largest magnitude of two weights together whose products with 8-bit activations have a sum
+# that fits into 16 bits: 255 * 128 < 2^15.
+_PAIR = 128
+
+
 def choose_params(
-    weight: Tensor, scheme: WeightScheme, narrow: bool = False, least: Tensor | None = None
+    weight: Tensor,
+    scheme: WeightScheme,
+    narrow: bool = False,
+    least: Tensor | None = None,
+    safe: Collection[int] = (),
 ) -> WeightParams:
     """Scales and zero points of a weight whose axis 0 is the output channel.
 
     `narrow` limits the integers to -64 to 64, for kernels that sum in 16 bits. `least` are the
-    smallest scales that the channels may have (see `least_scales`).
+    smallest scales that the channels may have (see `least_scales`). In the channels `safe` no two
+    products with 8-bit activations overflow 16 bits, in whatever pairs a kernel takes them.
     """
+    narrow = narrow or (bool(safe) and scheme.scheme == "affine")
     rows = weight.detach().reshape(weight.shape[0] if scheme.per_channel else 1, -1)
     lowest, highest = (NARROW if narrow else LIMITS)[scheme.scheme]
     observe = WEIGHT_OBSERVERS[scheme.observer].load()
@@ -52,9 +64,40 @@ def choose_params(
         zero_points=tuple(zero_points),
         digest="",
     )
+    if safe and not narrow:
+        chosen = _without_overflow(weight, chosen, safe)
     integers = quantized(weight, chosen).int_repr()
     digest = hashlib.sha256(integers.contiguous().numpy().tobytes()).hexdigest()
     return chosen.model_copy(update={"digest": digest})
+
+
+def overflowing(integers: Tensor) -> list[int]:
+    """The output channels (axis 0) of int8 weights in which two products with 8-bit activations can
+    overflow 16 bits, if a kernel takes these two together."""
+    return _pairs(integers).gt(_PAIR).nonzero().flatten().tolist()
+
+
+def _pairs(integers: Tensor) -> Tensor:
+    """The largest magnitude of two weights of one sign together, by channel (int64)."""
+    rows = integers.long().flatten(1)
+    two = min(2, rows.shape[1])
+    above, below = (side.clamp(min=0).topk(two, dim=1).values.sum(1) for side in (rows, -rows))
+    return torch.maximum(above, below)
+
+
+def _without_overflow(weight: Tensor, params: WeightParams, safe: Collection[int]) -> WeightParams:
+    """Larger scales for the channels `safe` (of one scale in all: for all), as large as the two
+    largest weights together need, at most twice as large."""
+    while True:
+        pairs = _pairs(quantized(weight, params).int_repr())
+        over = {c: int(pairs[c]) / _PAIR for c in safe if pairs[c] > _PAIR}
+        if not over:
+            return params
+        # What is rounded up may still be one too many: then once more, by a little.
+        scales = tuple(scale * max(over.get(c, 1.0), 1.0) for c, scale in enumerate(params.scales))
+        if params.granularity == "per_tensor":
+            scales = (params.scales[0] * max(over.values()),)
+        params = params.model_copy(update={"scales": scales})
 
 
 def quantized(weight: Tensor, params: WeightParams) -> Tensor:

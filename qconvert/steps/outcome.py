@@ -25,6 +25,7 @@ from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
+from qconvert.steps.overflow import make_overflow, planned
 from qconvert.steps.session import Session, Voice
 from qconvert.steps.timings import make_timings
 
@@ -137,7 +138,8 @@ def run_fuse(session: Session) -> Outcome:
 def run_calibrate(session: Session) -> Outcome:
     """Calibrates, then simulates the plan that the ranges give."""
     record = calibrate_step.make_calibration(session)
-    plan = convert_step.planned(session, make_timings(session))
+    timings = make_timings(session)
+    plan = planned(session, timings, make_overflow(session, timings))
     simulated = convert_step.simulate(session, plan)
     accuracy = judge(session, simulated, "simulating int8 accuracy")
     latency = _quick_latency(session, {})

@@ -106,10 +106,12 @@ class Backend(Protocol):
 
 
 class Target(Protocol):
-    """The backends of one kind of result, which build one graph together."""
+    """The backends of one kind of result, which build one graph together. `layers` are those that
+    were asked for, by the paths of their int8 forms."""
 
     graph: Graph
     modules: dict[str, Any]
+    layers: dict[str, Layer]
 
     def backend(self, operator: PlannedOperator) -> Backend:
         """The one that computes an operator in int8."""
@@ -263,6 +265,7 @@ class _Lowering:
             held=None if operator.float_output else tensors[operator.value],
             term_held=tensors[terms[0]] if terms else None,
         )
+        self._target.layers[layer.path] = layer
         read = self._as_float(self._nodes[x]) if backend.reads_float(layer) else (
             self._in_form(backend, x)
         )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph
 
-from qconvert.quantization.lowering.backend import Backend
+from qconvert.quantization.lowering.backend import Backend, Layer
 from qconvert.quantization.lowering.classic import ClassicBackend
 from qconvert.quantization.lowering.direct import DirectBackend
 from qconvert.quantization.lowering.dynamic import DynamicLinear, DynamicRecurrent
@@ -21,7 +21,9 @@ class Int8:
     def __init__(self, plan: Plan) -> None:
         self.graph = Graph()
         self.modules: dict[str, Any] = {}
-        self._reduce_range = plan.isa != "vnni"
+        self.layers: dict[str, Layer] = {}
+        # Layers with dynamic ranges and their int8 forms.
+        self.dynamic_layers: list[tuple[PlannedOperator, Any, nn.Module]] = []
         self._backends: dict[str, Backend] = {
             "classic": ClassicBackend(self.graph, self.modules),
             "direct": DirectBackend(self.graph, self.modules, plan.plain),
@@ -37,10 +39,16 @@ class Int8:
 
     def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
         """Linear, LSTM or GRU with int8 weights."""
-        if operator.weight is not None:
-            return DynamicLinear(module, operator.weight, reduce_range=self._reduce_range)
-        weights = operator.cell_weights or {}
-        return DynamicRecurrent(module, weights, reduce_range=self._reduce_range)
+        made = dynamic_form(operator, module, reduce_range=operator.fewer_bits is not None)
+        self.dynamic_layers.append((operator, module, made))
+        return made
+
+
+def dynamic_form(operator: PlannedOperator, module: Any, *, reduce_range: bool) -> nn.Module:
+    """A layer with int8 weights and dynamic ranges; `reduce_range` limits its inputs to 7 bits."""
+    if operator.weight is not None:
+        return DynamicLinear(module, operator.weight, reduce_range=reduce_range)
+    return DynamicRecurrent(module, operator.cell_weights or {}, reduce_range=reduce_range)
 
 
 class Simulated:
@@ -49,6 +57,7 @@ class Simulated:
     def __init__(self) -> None:
         self.graph = Graph()
         self.modules: dict[str, Any] = {}
+        self.layers: dict[str, Layer] = {}
         self._backend = SimulatedBackend(self.graph, self.modules)
 
     def backend(self, operator: PlannedOperator) -> Backend:
