@@ -29,6 +29,7 @@ class LimitedProcess:
         self._isa = isa
         self._needs = tuple(needs)
         self._lock = Lock()
+        self._loaded = 0
 
     def __enter__(self) -> LimitedProcess:
         self._talk = tempfile.TemporaryFile()
@@ -55,16 +56,17 @@ class LimitedProcess:
             if stream is not None:
                 stream.close()
 
-    def load(self, name: str, file: bytes) -> Callable[..., Any]:
+    def load(self, file: bytes) -> Callable[..., Any]:
         """A module from the content of a TorchScript file; calls of what is returned are run by
         the process, one at a time.
 
         Raises VerificationError when the process ends or the module raises, here and at each call.
         """
-        self._ask({"name": name, "file": file})
+        self._ask({"file": file})
+        number, self._loaded = self._loaded, self._loaded + 1
 
         def run(*inputs: Tensor) -> Any:
-            return self._ask({"name": name, "inputs": inputs})
+            return self._ask({"number": number, "inputs": inputs})
 
         return run
 

@@ -1,8 +1,9 @@
 """The process that `limited.LimitedProcess` starts: runs TorchScript modules as it is told.
 
 Requests and answers are what torch.save writes, each after its length in 8 bytes. A request is
-`{"name": ..., "file": bytes}`, which loads a module, or `{"name": ..., "inputs": tuple}`, which
-runs it and is answered with `{"result": ...}`, or `{"error": text}` where the module raises.
+`{"file": bytes}`, which loads a module, or `{"number": ..., "inputs": tuple}`, which runs the
+module that was loaded so many loads after the first. It is answered with `{"result": ...}`, or with
+`{"error": text}` where the module raises.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ def main() -> None:
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    modules: dict[str, Any] = {}
+    modules: list[Any] = []
     while (request := read_message(requests)) is not None:
-        name = request["name"]
         try:
             if "file" in request:
-                modules[name] = torch.jit.load(io.BytesIO(request["file"]), map_location="cpu")
+                file = io.BytesIO(request["file"])
+                modules.append(torch.jit.load(file, map_location="cpu"))
                 answer: dict[str, Any] = {"result": None}
             else:
                 with torch.inference_mode():
-                    answer = {"result": _plain(modules[name](*request["inputs"]))}
+                    answer = {"result": _plain(modules[request["number"]](*request["inputs"]))}
         except (RuntimeError, torch.jit.Error) as error:
             answer = {"error": str(error).strip().splitlines()[-1]}
         write_message(answers, answer)

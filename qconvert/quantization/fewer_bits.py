@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import module_of
-from qconvert.quantization.plan import FewerBits, Plan
+from qconvert.quantization.plan import FewerBits, Plan, PlannedOperator
 from qconvert.quantization.weights import overflowing, quantized
 
 
@@ -38,12 +38,15 @@ def bounded(model: FusedModel, plan: Plan, reason: str) -> dict[str, FewerBits]:
     overflow, and the inputs of every layer with dynamic ranges."""
     could = f"sums of 8 bits could overflow without VNNI ({reason})"
     found = {
-        node: FewerBits(what="weights", channels=tuple(channels), of=of, reason=could)
+        node: FewerBits(what="weights", any_two=tuple(channels), of=of, reason=could)
         for node, (channels, of) in channels_in_doubt(model, plan).items()
     }
     found |= {
-        operator.node: FewerBits(what="inputs", channels=(), of=0, reason=could)
-        for operator in plan.operators
-        if operator.precision == "dynamic"
+        operator.node: FewerBits(what="inputs", reason=could) for operator in dynamic_layers(plan)
     }
     return found
+
+
+def dynamic_layers(plan: Plan) -> list[PlannedOperator]:
+    """The layers whose ranges are found as the model runs."""
+    return [operator for operator in plan.operators if operator.precision == "dynamic"]

@@ -44,27 +44,29 @@ class WeightParams(Record):
 
 
 class FewerBits(Record):
-    """What a layer gave up so that its sums fit into 16 bits, and why.
+    """What a layer gave up so that its sums of two products fit into 16 bits, and why.
 
-    `weights`: the output channels `channels`, of `of` in all, have coarser weights, by at most one
-    bit. `inputs`: the inputs have 7 bits (layers with dynamic ranges).
+    `weights`: of `of` output channels, those in `neighbours` and `any_two` have coarser weights, by
+    at most one bit: as coarse as the two largest weights of neighbouring inputs need, or the two
+    largest of all. In layers with dynamic ranges these are all channels, and are not listed.
+    `inputs`: the inputs have 7 bits (layers with dynamic ranges only).
     """
 
     what: Literal["weights", "inputs"]
-    channels: tuple[int, ...]
-    of: int
+    neighbours: tuple[int, ...] = ()
+    any_two: tuple[int, ...] = ()
+    of: int = 0
     reason: str
 
     @property
     def extent(self) -> str:
         """In words.
 
-        >>> FewerBits(what="weights", channels=(0, 2), of=16, reason="").extent
+        >>> FewerBits(what="weights", neighbours=(0, 2), of=16, reason="").extent
         'weights of 2 of 16 channels'
         """
-        if self.what == "inputs":
-            return "inputs"
-        return f"weights of {len(self.channels)} of {self.of} channels"
+        channels = len({*self.neighbours, *self.any_two})
+        return f"weights of {channels} of {self.of} channels" if channels else self.what
 
 
 Lowering = Literal["classic", "direct"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from qconvert.models.assembly import CALLS
@@ -19,7 +21,7 @@ from qconvert.models.operators import (
     recurrent_weights,
     shape_of,
 )
-from qconvert.qconfig import QuantizationSection
+from qconvert.qconfig import QuantizationSection, WeightScheme
 from qconvert.quantization import costs, rules
 from qconvert.quantization.calibration import Calibration, observed_values
 from qconvert.quantization.costs import Costs
@@ -111,22 +113,43 @@ def _with_fewer_bits(
     model: FusedModel, plan: Plan, units: list[Unit], fewer_bits: Mapping[str, FewerBits]
 ) -> Plan:
     """The plan whose layers give this up, by the names of their nodes."""
-    asked = {unit.node.name: unit.asked for unit in units}
+    schemes = {unit.node.name: unit.asked.weights for unit in units}
     nodes = nodes_by_name(model)
 
     def line(operator: PlannedOperator) -> PlannedOperator:
         given_up = fewer_bits.get(operator.node)
         if given_up is None:
             return operator
-        weight = operator.weight
-        if given_up.what == "weights" and weight is not None:
-            module = module_of(model.graph, nodes[operator.node])
-            least = least_scales(module.bias, plan.tensors[operator.inputs[0]].scale)
-            scheme = asked[operator.node].weights
-            weight = choose_params(module.weight, scheme, False, least, given_up.channels)
-        return operator.model_copy(update={"weight": weight, "fewer_bits": given_up})
+        changed: dict[str, Any] = {"fewer_bits": given_up}
+        if given_up.what == "weights":
+            module, scheme = module_of(model.graph, nodes[operator.node]), schemes[operator.node]
+            held = plan.tensors.get(operator.inputs[0])
+            changed |= _coarser_weights(operator, module, scheme, held, given_up)
+        return operator.model_copy(update=changed)
 
     return plan.model_copy(update={"operators": tuple(map(line, plan.operators))})
+
+
+def _coarser_weights(
+    operator: PlannedOperator,
+    module: Any,
+    scheme: WeightScheme,
+    x_held: TensorParams | None,
+    given_up: FewerBits,
+) -> dict[str, Any]:
+    """The fields of an operator's weights; in layers with dynamic ranges all channels change."""
+    if operator.precision == "int8":
+        least = None if x_held is None else least_scales(module.bias, x_held.scale)
+        channels = given_up.neighbours, given_up.any_two
+        return {"weight": choose_params(module.weight, scheme, False, least, *channels)}
+
+    def coarser(weight: Tensor) -> WeightParams:
+        return choose_params(weight, scheme, neighbours=range(len(weight)))
+
+    if operator.weight is not None:
+        return {"weight": coarser(module.weight)}
+    weights = recurrent_weights(module)
+    return {"cell_weights": {name: coarser(weight) for name, weight in weights.items()}}
 
 
 def _with_range_of_their_own(operators: list[PlannedOperator], made: set[str]) -> set[str]:

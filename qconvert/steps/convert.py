@@ -31,6 +31,7 @@ from qconvert.steps.fuse import FUSED, check_same_weights, fused_digest
 from qconvert.steps.judging import judge, what_judges
 from qconvert.steps.measured import FLOAT, Measured, measured
 from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.portability import verified_isa
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, make_timings
 from qconvert.workspace import TEMPORARY, digest, write_atomically
@@ -71,9 +72,12 @@ def make_int8(session: Session) -> dict[str, Any]:
     accuracy = judge(session, script, "measuring int8 accuracy")
     lowered = session.fused.assembly.eager(model)
     other_size = _other_size(session, lowered, script)
+    verified = verified_isa(session, torchscript.to_bytes(script), measured(fused_record))
     manifest = {
         **_manifest(session, plan, fused_record, accuracy, other_size),
         "needs": list(torchscript.needs(script)),
+        "verified_isa": verified,
+        "fewer_bits": _fewer_bits(plan),
     }
     file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
     # Kept code is compared as TorchScript runs it: Python may round otherwise and choose others.
@@ -85,6 +89,7 @@ def make_int8(session: Session) -> dict[str, Any]:
         **_content(session, plan, coverage, verification, accuracy),
         "other_size": None if other_size is None else other_size.record(),
         "needs": list(torchscript.needs(script)),
+        "verified_isa": verified,
         "kept": [kept.model_dump() for kept in plan.kept],
         "parts_sqnr_db": parts_sqnr,
     }
@@ -110,13 +115,18 @@ def _content(
             for o in plan.operators
             if o.precision == "float32"
         ],
-        "fewer_bits": [
-            {"name": o.name, "extent": o.fewer_bits.extent, "reason": o.fewer_bits.reason}
-            for o in plan.operators
-            if o.fewer_bits is not None
-        ],
+        "fewer_bits": _fewer_bits(plan),
         "given": [o.name for o in plan.operators if o.precision == "given"],
     }
+
+
+def _fewer_bits(plan: Plan) -> list[dict[str, str]]:
+    """The layers that gave up bits."""
+    return [
+        {"name": o.name, "extent": o.fewer_bits.extent, "reason": o.fewer_bits.reason}
+        for o in plan.operators
+        if o.fewer_bits is not None
+    ]
 
 
 def simulate(session: Session, plan: Plan) -> Callable[..., Any]:

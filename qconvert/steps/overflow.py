@@ -4,6 +4,7 @@ A plan that is made from the record is the same on any machine."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from qconvert.measurement.cpu_classes import can_be_shown, class_here
 from qconvert.qconfig import Isa
@@ -20,7 +21,7 @@ from qconvert.workspace import digest
 
 RECORD = "overflow.json"
 # The classes without VNNI that a file must be right on, the weakest first.
-CLASSES: Mapping[Isa, tuple[str, ...]] = {
+WITHOUT_VNNI: Mapping[Isa, tuple[str, ...]] = {
     "vnni": (), "avx512": ("avx512",), "avx2": ("avx2", "avx512"), "portable": ("avx2", "avx512"),
 }  # fmt: skip
 # Images that the layers are tried on.
@@ -29,13 +30,13 @@ _IMAGES = 4
 
 def make_overflow(session: Session, timings: Timings | None) -> dict[str, FewerBits]:
     """What layers give up, by the names of their nodes: what was found before, if that is fresh."""
-    classes = CLASSES[session.config.quantization.isa]
+    classes = WITHOUT_VNNI[session.config.quantization.isa]
     if not classes:
         return {}
     key = _key(session, timings)
     record = session.fresh("overflow", RECORD, lambda _: key)
     if record is None:
-        found = _found(session, planned(session, timings, {}), classes)
+        found = _found(session, timings, classes)
         content = {"layers": {node: given_up.model_dump() for node, given_up in found.items()}}
         record = session.workspace.write_record(RECORD, key, (), content)
     return {node: FewerBits.model_validate(given_up) for node, given_up in record["layers"].items()}
@@ -47,7 +48,9 @@ def planned(session: Session, timings: Timings | None, fewer_bits: Mapping[str, 
     return make_plan(session.fused, read_calibration(session), section, costs, fewer_bits)
 
 
-def _found(session: Session, plan: Plan, classes: tuple[str, ...]) -> dict[str, FewerBits]:
+def _found(
+    session: Session, timings: Timings | None, classes: tuple[str, ...]
+) -> dict[str, FewerBits]:
     hidden = [name for name in classes if not can_be_shown(name)]
     if hidden:
         here = f"a CPU of class {class_here()}" if class_here() else "this CPU, no x86 with AVX2,"
@@ -55,9 +58,11 @@ def _found(session: Session, plan: Plan, classes: tuple[str, ...]) -> dict[str, 
             f"overflow: {here} cannot show how {' and '.join(hidden)} sums: every layer whose sums "
             "could overflow there gives up bits"
         )
+        plan = planned(session, timings, {})
         return bounded(session.fused, plan, f"{' and '.join(hidden)} could not be tried")
     with session.voice.busy(f"looking for overflow on {' and '.join(classes)}"):
-        return measure_overflow(session.fused, plan, session.proofs[:_IMAGES], classes)
+        plan_of = partial(planned, session, timings)
+        return measure_overflow(session.fused, plan_of, session.proofs[:_IMAGES], classes)
 
 
 def _key(session: Session, timings: Timings | None) -> str:

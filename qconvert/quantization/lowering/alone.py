@@ -24,8 +24,6 @@ from qconvert.quantization.weights import on_grid, quantized
 
 # A result that is returned as float is compared in steps as large as 8 bits would have.
 _STEPS = 255
-# Bits of inputs with torch's `reduce_range`.
-_REDUCED = 7
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,11 @@ class DynamicCall:
         """The name of the layer's node."""
         return self.operator.node
 
-    def file(self, bits: int) -> bytes:
-        """The layer as a TorchScript file, with inputs of 7 or 8 bits."""
-        made = dynamic_form(self.operator, self.module, reduce_range=bits == _REDUCED)
-        return torchscript.to_bytes(torchscript.trace(made, self.inputs))
+    def file(self, operator: PlannedOperator) -> bytes:
+        """The layer as a TorchScript file, as this line of a plan has it."""
+        return torchscript.to_bytes(
+            torchscript.trace(dynamic_form(operator, self.module), self.inputs)
+        )
 
     def in_float(self) -> Any:
         """What the float layer returns."""
@@ -89,10 +88,12 @@ class DynamicCall:
 
 
 class Layers:
-    """Watches layers of a plan as the int8 model runs: those with dynamic ranges, and the static
-    ones that have one of `names`, the names of their nodes."""
+    """Watches layers of a plan as the int8 model runs: the static ones that have one of `names`,
+    the names of their nodes, and those with `dynamic` ranges."""
 
-    def __init__(self, model: FusedModel, plan: Plan, names: frozenset[str]) -> None:
+    def __init__(
+        self, model: FusedModel, plan: Plan, names: frozenset[str], *, dynamic: bool = True
+    ) -> None:
         target = Int8(plan)
         lowered = lower(model, plan, target)
         self._run: Callable[..., Any] = model.assembly.eager(lowered)
@@ -101,7 +102,7 @@ class Layers:
             for path, layer in target.layers.items()
             if layer.operator.node in names
         ]
-        self._dynamic = target.dynamic_layers
+        self._dynamic = target.dynamic_layers if dynamic else []
 
     def on(self, inputs: Sequence[Tensor]) -> list[LayerCall | DynamicCall]:
         """The calls for one image, whose inputs are these."""

@@ -39,13 +39,15 @@ class Int8:
 
     def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
         """Linear, LSTM or GRU with int8 weights."""
-        made = dynamic_form(operator, module, reduce_range=operator.fewer_bits is not None)
+        made = dynamic_form(operator, module)
         self.dynamic_layers.append((operator, module, made))
         return made
 
 
-def dynamic_form(operator: PlannedOperator, module: Any, *, reduce_range: bool) -> nn.Module:
-    """A layer with int8 weights and dynamic ranges; `reduce_range` limits its inputs to 7 bits."""
+def dynamic_form(operator: PlannedOperator, module: Any) -> nn.Module:
+    """A layer with int8 weights and dynamic ranges."""
+    given_up = operator.fewer_bits
+    reduce_range = given_up is not None and given_up.what == "inputs"
     if operator.weight is not None:
         return DynamicLinear(module, operator.weight, reduce_range=reduce_range)
     return DynamicRecurrent(module, operator.cell_weights or {}, reduce_range=reduce_range)
