@@ -25,7 +25,8 @@ from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
-from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.overflow import RECORD as OVERFLOW
+from qconvert.steps.overflow import WITHOUT_VNNI, make_overflow, planned
 from qconvert.steps.session import Session, Voice
 from qconvert.steps.timings import make_timings
 
@@ -150,7 +151,8 @@ def run_calibrate(session: Session) -> Outcome:
         f"{session.config.quantization.activations.observer}",
         f"planned: {plan.int8_macs:.2%} of multiply-accumulates in int8",
     )
-    names = (calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD)
+    names = [calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD]
+    names += [OVERFLOW] if WITHOUT_VNNI[session.config.quantization.isa] else []
     tables = (*accuracy_tables(accuracy, "int8, simulated"), *latency_tables(latency))
     return _outcome(
         session, "calibrate", lines, tables, names, "convert", record, accuracy, latency

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,45 +97,47 @@ class Layers:
     ) -> None:
         target = Int8(plan)
         lowered = lower(model, plan, target)
+        self._calls: list[LayerCall | DynamicCall] = []
+        for path, layer in target.layers.items():
+            if layer.operator.node in names:
+                module = lowered.get_submodule(path)
+                watched = _Watched(module, partial(self._static, layer, module))
+                lowered.set_submodule(path, watched)
+        if dynamic:
+            for path, (operator, module) in target.dynamic_layers.items():
+                made = lowered.get_submodule(path)
+                watched = _Watched(made, partial(self._dynamic, operator, module))
+                lowered.set_submodule(path, watched)
         self._run: Callable[..., Any] = model.assembly.eager(lowered)
-        self._static = [
-            (layer, lowered.get_submodule(path))
-            for path, layer in target.layers.items()
-            if layer.operator.node in names
-        ]
-        self._dynamic = target.dynamic_layers if dynamic else []
 
     def on(self, inputs: Sequence[Tensor]) -> list[LayerCall | DynamicCall]:
         """The calls for one image, whose inputs are these."""
-        calls: list[LayerCall | DynamicCall] = []
+        self._calls.clear()
+        with torch.inference_mode():
+            self._run(*inputs)
+        return list(self._calls)
 
-        def static(layer: Layer) -> Callable[..., None]:
-            def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                # Cloned: a kernel that sums overwrites one of them.
-                plain = (x.int_repr() if x.is_quantized else x.clone() for x in args)
-                calls.append(LayerCall(layer, module, tuple(plain)))
+    def _static(self, layer: Layer, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # Cloned: a kernel that sums overwrites one of them.
+        plain = tuple(x.int_repr() if x.is_quantized else x.clone() for x in args)
+        self._calls.append(LayerCall(layer, module, plain))
 
-            return watch
+    def _dynamic(self, operator: PlannedOperator, module: nn.Module, args: tuple[Any, ...]) -> None:
+        given = tuple(x for x in args if x is not None)
+        self._calls.append(DynamicCall(operator, module, copy.deepcopy(given)))
 
-        def dynamic(operator: PlannedOperator, layer: nn.Module) -> Callable[..., None]:
-            def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                given = tuple(x for x in (*args, *kwargs.values()) if x is not None)
-                calls.append(DynamicCall(operator, layer, copy.deepcopy(given)))
 
-            return watch
+class _Watched(nn.Module):
+    """A module whose calls are told before they are made. No hook: scripted modules have none."""
 
-        hooks = [m.register_forward_pre_hook(static(layer)) for layer, m in self._static]
-        hooks += [
-            m.register_forward_pre_hook(dynamic(operator, layer), with_kwargs=True)
-            for operator, layer, m in self._dynamic
-        ]
-        try:
-            with torch.inference_mode():
-                self._run(*inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return calls
+    def __init__(self, module: nn.Module, tell: Callable[[tuple[Any, ...]], None]) -> None:
+        super().__init__()
+        self.module = module
+        self.tell = tell
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.tell((*args, *kwargs.values()))
+        return self.module(*args, **kwargs)
 
 
 def errors_in_steps(call: LayerCall, result: Tensor) -> Tensor:

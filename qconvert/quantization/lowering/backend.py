@@ -121,8 +121,8 @@ class Target(Protocol):
         """The one that holds values in a form."""
         ...
 
-    def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
-        """The form of a layer with dynamic ranges."""
+    def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> nn.Module:
+        """The form of a layer with dynamic ranges, whose place among the modules is `path`."""
         ...
 
 
@@ -216,7 +216,7 @@ class _Lowering:
         if operator.precision == "dynamic":
             path = self._path(operator, node)
             module = module_of(self._model.graph, node)
-            self._modules[path] = self._target.dynamic(operator, module)
+            self._modules[path] = self._target.dynamic(operator, module, path)
             new = self._graph.node_copy(node, self._as_float)
             new.target = path
             self._values[operator.value] = {FLOAT: new}

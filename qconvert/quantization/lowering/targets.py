@@ -22,8 +22,8 @@ class Int8:
         self.graph = Graph()
         self.modules: dict[str, Any] = {}
         self.layers: dict[str, Layer] = {}
-        # Layers with dynamic ranges and their int8 forms.
-        self.dynamic_layers: list[tuple[PlannedOperator, Any, nn.Module]] = []
+        # Layers with dynamic ranges and their float modules, by the paths of their int8 forms.
+        self.dynamic_layers: dict[str, tuple[PlannedOperator, Any]] = {}
         self._backends: dict[str, Backend] = {
             "classic": ClassicBackend(self.graph, self.modules),
             "direct": DirectBackend(self.graph, self.modules, plan.plain),
@@ -37,11 +37,10 @@ class Int8:
         """Forms are named as families."""
         return self._backends[form]
 
-    def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
+    def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> nn.Module:
         """Linear, LSTM or GRU with int8 weights."""
-        made = dynamic_form(operator, module)
-        self.dynamic_layers.append((operator, module, made))
-        return made
+        self.dynamic_layers[path] = operator, module
+        return dynamic_form(operator, module)
 
 
 def dynamic_form(operator: PlannedOperator, module: Any) -> nn.Module:
@@ -70,6 +69,6 @@ class Simulated:
         """There is one."""
         return self._backend
 
-    def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
+    def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> nn.Module:
         """The float layer with rounded weights."""
         return simulated_dynamic(operator, module)
