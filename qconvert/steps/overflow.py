@@ -3,9 +3,10 @@ A plan that is made from the record is the same on any machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
+from qconvert.images.preprocess import Inputs
 from qconvert.measurement.cpu_classes import can_be_shown, class_here
 from qconvert.qconfig import Isa
 from qconvert.quantization.fewer_bits import bounded
@@ -25,7 +26,7 @@ WITHOUT_VNNI: Mapping[Isa, tuple[str, ...]] = {
     "vnni": (), "avx512": ("avx512",), "avx2": ("avx2", "avx512"), "portable": ("avx2", "avx512"),
 }  # fmt: skip
 # Images that the layers are tried on.
-_IMAGES = 4
+_IMAGES = 8
 
 
 def make_overflow(session: Session, timings: Timings | None) -> dict[str, FewerBits]:
@@ -62,7 +63,18 @@ def _found(
         return bounded(session.fused, plan, f"{' and '.join(hidden)} could not be tried")
     with session.voice.busy(f"looking for overflow on {' and '.join(classes)}"):
         plan_of = partial(planned, session, timings)
-        return measure_overflow(session.fused, plan_of, session.proofs[:_IMAGES], classes)
+        return measure_overflow(
+            session.fused, plan_of, _from_dark_to_bright(session.proofs), classes
+        )
+
+
+def _from_dark_to_bright(proofs: Sequence[Inputs]) -> list[Inputs]:
+    """`_IMAGES` of them, spread evenly over their means, with both ends: the largest integers are
+    those of the brightest image, or of the darkest."""
+    ordered = sorted(proofs, key=lambda inputs: float(inputs[0].double().mean()))
+    last = len(ordered) - 1
+    places = dict.fromkeys(round(i * last / (_IMAGES - 1)) for i in range(_IMAGES))
+    return [ordered[i] for i in places]
 
 
 def _key(session: Session, timings: Timings | None) -> str:
