@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qconvert import torchscript
+from qconvert.measurement.cpu_classes import LIMITS
 from qconvert.measurement.environment import here
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
@@ -35,12 +36,6 @@ from qconvert.quantization.layer_rules import asked_for
 from qconvert.quantization.timing import Program, time_programs, time_unit, time_units
 from qconvert.quantization.units import Unit, units_of
 
-# What limits the instruction sets: of ATen, oneDNN and fbgemm.
-LIMITS: dict[str, dict[str, str]] = {"vnni": {}} | {
-    isa: {"ATEN_CPU_CAPABILITY": isa, "ONEDNN_MAX_CPU_ISA": of_onednn,
-          "FBGEMM_ENABLE_INSTRUCTIONS": isa.upper()}
-    for isa, of_onednn in (("avx512", "AVX512_CORE"), ("avx2", "AVX2"))
-}  # fmt: skip
 Row = tuple[str, str, Work, float]
 Alternative = tuple[str, str, int, int]  # name, shape, nanoseconds in int8 and in float
 INT8 = torch.ops.quantized

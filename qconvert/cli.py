@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -82,7 +82,6 @@ _COMMANDS = {
     "fuse": "Fold batch norms, pair activations, and prove the result equal to the original.",
     "calibrate": "Stream the images once and keep the distribution of every tensor.",
     "convert": "Choose ranges, plan, lower to int8, save TorchScript, verify in a fresh process.",
-    "benchmark": "Measure float against int8: latency, accuracy, size; judge the budgets.",
 }
 
 
@@ -97,7 +96,7 @@ def _register(name: str, about: str) -> None:
         debug: DebugOption = False,
         force: ForceOption = False,
     ) -> None:
-        _run(name, qconfig, overrides or [], output, as_json, quiet, debug, force)
+        _run(name, {}, qconfig, overrides or [], output, as_json, quiet, debug, force)
 
 
 @app.command(help="Write a commented qconfig to start from, with what could be found out.")
@@ -144,6 +143,25 @@ def init(
 
 for _name, _about in _COMMANDS.items():
     _register(_name, _about)
+
+
+@app.command(help="Measure float against int8: latency, accuracy, size; judge the budgets.")
+def benchmark(
+    qconfig: QConfigPath,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    isa: Annotated[
+        str,
+        typer.Option(metavar="CLASS,…", help="Also on CPUs of these classes: avx2,avx512,vnni."),
+    ] = "",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+    force: ForceOption = False,
+) -> None:
+    classes = tuple(dict.fromkeys(name.strip() for name in isa.split(",") if name.strip()))
+    settings = (qconfig, overrides or [], output, as_json, quiet, debug, force)
+    _run("benchmark", {"classes": classes}, *settings)
 
 
 @app.command(help="Tell what will become of each layer, and why; or what is in a TorchScript file.")
@@ -235,6 +253,7 @@ def main() -> None:
 
 def _run(
     command: str,
+    more: dict[str, Any],
     path: Path,
     overrides: list[str],
     output: Path | None,
@@ -250,7 +269,7 @@ def _run(
         # Everything before this line answers without torch. What the user's own code prints is
         # no result: stdout is for these, and with --json for one JSON object.
         with redirect_stdout(sys.stderr):
-            outcome = _outcome(command, config, path, quiet, force)
+            outcome = _outcome(command, more, config, path, quiet, force)
     # What comes next is told with the same options, or it would be about other settings.
     options = [word for override in overrides or () for word in ("--set", override)]
     options += [] if output is None else ["--output", str(output)]
@@ -293,7 +312,9 @@ def _bug() -> NoReturn:
     raise typer.Exit(BUG) from None
 
 
-def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool) -> Outcome:
+def _outcome(
+    command: str, more: dict[str, Any], config: QConfig, path: Path, quiet: bool, force: bool
+) -> Outcome:
     from qconvert.console import Console
     from qconvert.settings_lines import settings_lines
 
@@ -306,8 +327,8 @@ def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool
             _silence_torch()
             from qconvert.steps import outcome
             from qconvert.steps.session import Session
-        run: Callable[[Session], Outcome] = getattr(outcome, f"run_{command}")
-        return run(Session(config, path, console, force))
+        run: Callable[..., Outcome] = getattr(outcome, f"run_{command}")
+        return run(Session(config, path, console, force), **more)
 
 
 def _silence_torch() -> None:

@@ -48,7 +48,7 @@ int8 is chosen where it is right *and* faster, boundaries counted. The plan is t
 of the whole model by the table of costs, {when}.
 With `quantization.decide: measure` the model's own operators are timed instead; the rules of
 `quantization.layers` have the last word. Classes of CPU are those of `quantization.isa`; `portable`
-goes by the times of `avx2`. *Classic* kernels are torch's `quantized::` operators, *direct* ones
+goes by the times of `vnni`. *Classic* kernels are torch's `quantized::` operators, *direct* ones
 are oneDNN's on plain uint8 tensors. One plan uses both.
 
 ## What becomes of each

@@ -359,7 +359,11 @@ class LayerRule(Section):
 class QuantizationSection(Section):
     """What becomes int8, and with which ranges."""
 
-    isa: Isa = Field("vnni", description="the weakest CPU that the file must be right on")
+    isa: Isa = Field(
+        "portable",
+        description="the weakest CPU that the file must be right on; `portable`: any with AVX2, "
+        "where layers that overflow without VNNI have slightly coarser weights",
+    )
     decide: Literal["table", "measure", "int8"] = Field(
         "table",
         description="where int8 pays: by the shipped table of costs, by timing this model's own "

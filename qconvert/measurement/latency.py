@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,18 +67,20 @@ class Latency(Record):
 
 def measure(
     float_file: Path,
-    files: dict[str, Path],
+    files: Mapping[str, Path],
     examples: Sequence[Inputs],
     *,
     batch_sizes: Sequence[int],
     threads: Sequence[int],
     seconds: float,
+    limits: Mapping[str, str] | None = None,
 ) -> list[Latency]:
     """Measures TorchScript files against `float_file`, `seconds` for each setting.
 
     `examples` are the inputs of one image each; where they differ in size, a round calls a model
     with each of them in turn, as lines of text or photographs come. A batch is of one size: it
-    repeats the image.
+    repeats the image. `limits` are variables of the environment that limit the instruction sets
+    of all (see `cpu_classes`).
 
     Raises TimingError when a file does not run.
     """
@@ -95,7 +97,7 @@ def measure(
                 "threads": count,
                 "seconds": seconds,
             }
-            for row in _run(job, count):
+            for row in _run(job, count, limits or {}):
                 results.append(_latency(row, count))
     return results
 
@@ -105,9 +107,9 @@ def thread_counts(asked: Sequence[int | str]) -> list[int]:
     return list(dict.fromkeys(cores() if count == "all" else int(count) for count in asked))
 
 
-def _run(job: dict[str, object], threads: int) -> list[dict]:
+def _run(job: dict[str, object], threads: int, limits: Mapping[str, str]) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
-    environment |= _ALLOCATOR | {"OMP_NUM_THREADS": str(threads)}
+    environment |= _ALLOCATOR | {"OMP_NUM_THREADS": str(threads), **limits}
     result = subprocess.run(
         # -P: a file of the working folder must not stand in for a module.
         [sys.executable, "-P", "-m", "qconvert.measurement.latency_worker"],

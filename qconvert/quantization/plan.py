@@ -43,6 +43,32 @@ class WeightParams(Record):
     digest: str
 
 
+class FewerBits(Record):
+    """What a layer gave up so that its sums of two products fit into 16 bits, and why.
+
+    `weights`: of `of` output channels, those in `neighbours` and `any_two` have coarser weights, by
+    at most one bit: as coarse as the two largest weights of neighbouring inputs need, or the two
+    largest of all. In layers with dynamic ranges these are all channels, and are not listed.
+    `inputs`: the inputs have 7 bits (layers with dynamic ranges only).
+    """
+
+    what: Literal["weights", "inputs"]
+    neighbours: tuple[int, ...] = ()
+    any_two: tuple[int, ...] = ()
+    of: int = 0
+    reason: str
+
+    @property
+    def extent(self) -> str:
+        """In words.
+
+        >>> FewerBits(what="weights", neighbours=(0, 2), of=16, reason="").extent
+        'weights of 2 of 16 channels'
+        """
+        channels = len({*self.neighbours, *self.any_two})
+        return f"weights of {channels} of {self.of} channels" if channels else self.what
+
+
 Lowering = Literal["classic", "direct"]
 Precision = Literal["int8", "dynamic", "float32", "given"]
 Activation = Literal[
@@ -62,6 +88,7 @@ class PlannedOperator(Record):
     with it, whose other term is the last of `inputs`. `bounds` are those of a clip, `slope` that of
     a leaky ReLU. `macs` counts one image, for which the operator runs `calls` times (0 where only
     another image needs it). `cell_weights` are those of a recurrent layer, by their names in it.
+    `fewer_bits` is what it gave up for CPUs without VNNI.
     """
 
     name: str
@@ -83,6 +110,7 @@ class PlannedOperator(Record):
     weight: WeightParams | None
     cell_weights: dict[str, WeightParams] | None = None
     calls: int = 1
+    fewer_bits: FewerBits | None = None
 
 
 class KeptCode(Record):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from qconvert.models.assembly import CALLS
@@ -19,14 +21,16 @@ from qconvert.models.operators import (
     recurrent_weights,
     shape_of,
 )
-from qconvert.qconfig import QuantizationSection
+from qconvert.qconfig import QuantizationSection, WeightScheme
 from qconvert.quantization import costs, rules
 from qconvert.quantization.calibration import Calibration, observed_values
 from qconvert.quantization.costs import Costs
 from qconvert.quantization.deciding import Decision, decide
+from qconvert.quantization.fewer_bits import bounded, nodes_by_name
 from qconvert.quantization.kernels import dynamic_kernel, static_kernel
 from qconvert.quantization.layer_rules import asked_for, split_pairs, without_effect
 from qconvert.quantization.plan import (
+    FewerBits,
     KeptCode,
     Plan,
     PlannedOperator,
@@ -43,10 +47,13 @@ def make_plan(
     calibration: Calibration,
     section: QuantizationSection,
     measured: Costs | None = None,
+    fewer_bits: Mapping[str, FewerBits] | None = None,
 ) -> Plan:
     """Decides every operator's precision and every tensor's range; the same for the same inputs.
 
-    `measured` are the costs to decide by, in the place of the shipped ones.
+    `measured` are the costs to decide by, in the place of the shipped ones. `fewer_bits` has what
+    layers give up, by the names of their nodes; without it, a plan for CPUs without VNNI gives up
+    what could overflow (see `fewer_bits.bounded`).
 
     Raises QConfigError when a rule of `quantization.layers` matches nothing, or asks for an int8
     operator that does not exist.
@@ -58,7 +65,7 @@ def make_plan(
     never = observed_values(model, split) - calibration.tensors.keys()
     units = [unit if not never else _without_ranges(unit, never) for unit in units]
     decisions = decide(model, units, section, chosen)
-    return written(model, calibration, section, units, decisions)
+    return written(model, calibration, section, units, decisions, fewer_bits)
 
 
 def _without_ranges(unit: Unit, never: set[str]) -> Unit:
@@ -74,20 +81,21 @@ def written(
     section: QuantizationSection,
     units: list[Unit],
     decisions: list[Decision],
+    fewer_bits: Mapping[str, FewerBits] | None = None,
 ) -> Plan:
-    """The plan that these decisions, one for each unit, make."""
+    """The plan that these decisions, one for each unit, make; `fewer_bits` as in `make_plan`."""
     asked = asked_for(model, section)
     ranges = Ranges(model, calibration, section, asked)
     ranges.choose(units, decisions)
     operators = [
-        _operator(model, section, line, outcome, units, ranges.tensors)
+        _operator(model, line, outcome, units, ranges.tensors)
         for unit, decision in zip(units, decisions, strict=True)
         if decision.sum_of is None
         for line, outcome in _lines(model, unit, decision)
     ]
     read = {name for o in operators if o.precision == "int8" for name in o.inputs}
     made = {o.value for o in operators if o.precision == "int8" and not o.float_output}
-    return Plan(
+    plan = Plan(
         isa=section.isa,
         plain=section.lowering == "direct",
         operators=tuple(operators),
@@ -96,6 +104,52 @@ def written(
         kept_macs=model.assembly.kept_macs,
         notes=without_effect(section, asked, _with_range_of_their_own(operators, made)),
     )
+    if fewer_bits is None and section.isa != "vnni":
+        fewer_bits = bounded(model, plan, "nothing was measured")
+    return _with_fewer_bits(model, plan, units, fewer_bits or {})
+
+
+def _with_fewer_bits(
+    model: FusedModel, plan: Plan, units: list[Unit], fewer_bits: Mapping[str, FewerBits]
+) -> Plan:
+    """The plan whose layers give this up, by the names of their nodes."""
+    schemes = {unit.node.name: unit.asked.weights for unit in units}
+    nodes = nodes_by_name(model)
+
+    def line(operator: PlannedOperator) -> PlannedOperator:
+        given_up = fewer_bits.get(operator.node)
+        if given_up is None:
+            return operator
+        changed: dict[str, Any] = {"fewer_bits": given_up}
+        if given_up.what == "weights":
+            module, scheme = module_of(model.graph, nodes[operator.node]), schemes[operator.node]
+            held = plan.tensors.get(operator.inputs[0])
+            changed |= _coarser_weights(operator, module, scheme, held, given_up)
+        return operator.model_copy(update=changed)
+
+    return plan.model_copy(update={"operators": tuple(map(line, plan.operators))})
+
+
+def _coarser_weights(
+    operator: PlannedOperator,
+    module: Any,
+    scheme: WeightScheme,
+    x_held: TensorParams | None,
+    given_up: FewerBits,
+) -> dict[str, Any]:
+    """The fields of an operator's weights; in layers with dynamic ranges all channels change."""
+    if operator.precision == "int8":
+        least = None if x_held is None else least_scales(module.bias, x_held.scale)
+        channels = given_up.neighbours, given_up.any_two
+        return {"weight": choose_params(module.weight, scheme, False, least, *channels)}
+
+    def coarser(weight: Tensor) -> WeightParams:
+        return choose_params(weight, scheme, neighbours=range(len(weight)))
+
+    if operator.weight is not None:
+        return {"weight": coarser(module.weight)}
+    weights = recurrent_weights(module)
+    return {"cell_weights": {name: coarser(weight) for name, weight in weights.items()}}
 
 
 def _with_range_of_their_own(operators: list[PlannedOperator], made: set[str]) -> set[str]:
@@ -123,7 +177,6 @@ def in_float(graph: GraphModule, unit: Unit, decision: Decision) -> list[tuple[U
 
 def _operator(
     model: FusedModel,
-    section: QuantizationSection,
     unit: Unit,
     decision: Decision,
     units: list[Unit],
@@ -156,7 +209,7 @@ def _operator(
         float_output=decision.float_output,
         macs=multiply_accumulates(graph, unit.node) * unit.node.meta.get(CALLS, 1),
         calls=unit.node.meta.get(CALLS, 1),
-        weight=_weight(model, section, unit, decision, held.get(inputs[0]) if inputs else None),
+        weight=_weight(model, unit, decision, held.get(inputs[0]) if inputs else None),
         cell_weights=_cell_weights(model, unit, decision),
     )
 
@@ -190,7 +243,6 @@ def _slope(model: FusedModel, unit: Unit) -> float | None:
 
 def _weight(
     model: FusedModel,
-    section: QuantizationSection,
     unit: Unit,
     decision: Decision,
     x_held: TensorParams | None,
@@ -198,10 +250,8 @@ def _weight(
     if not unit.weighted or decision.precision == "float32":
         return None
     module, scheme = module_of(model.graph, unit.node), unit.asked.weights
-    narrow = (
-        section.isa == "vnni"
-        and decision.lowering is not None
-        and rules.overflows_with_vnni(module, decision.lowering, scheme.scheme)
+    narrow = decision.lowering is not None and rules.overflows_with_vnni(
+        module, decision.lowering, scheme.scheme
     )
     least = None if x_held is None else least_scales(module.bias, x_held.scale)
     return choose_params(module.weight, scheme, narrow, least)

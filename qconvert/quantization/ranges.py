@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import clip_bounds, kind_of, module_of
 from qconvert.models.pixels import PixelShares
-from qconvert.qconfig import ActivationScheme, Isa, QuantizationSection
+from qconvert.qconfig import ActivationScheme, QuantizationSection
 from qconvert.quantization import rules
 from qconvert.quantization.affine import affine, symmetric
 from qconvert.quantization.calibration import Calibration
@@ -20,9 +20,8 @@ from qconvert.quantization.plan import TensorParams
 from qconvert.quantization.units import Unit
 from qconvert.registry import ACTIVATION_OBSERVERS
 
-# Largest integer of activations. Without VNNI two products of 8 bits each overflow the 16 bits
-# that they are summed in; 127 * 128 * 2 does not.
-ACTIVATION_MAX: dict[Isa, int] = {"vnni": 255, "avx512": 127, "avx2": 127, "portable": 127}
+# Largest integer of activations.
+_LARGEST = 255
 # Inputs of a concatenation are held like its result where that costs no other reader of theirs
 # more than this factor in the size of steps (1.9 dB).
 _COARSER = 1.25
@@ -84,13 +83,12 @@ class Ranges:
     def _params(
         self, seen: Distribution, scheme: ActivationScheme, bound: float | None = None
     ) -> TensorParams:
-        levels = ACTIVATION_MAX[self._section.isa]
         observe = ACTIVATION_OBSERVERS[scheme.observer].load()
-        low, high = observe(seen, percentile=scheme.percentile, levels=levels)
+        low, high = observe(seen, percentile=scheme.percentile, levels=_LARGEST)
         if bound is not None:
             low, high = max(low, 0.0), min(high, bound)
         choose = affine if scheme.scheme == "affine" else symmetric
-        params = choose(low, high, 0, levels)
+        params = choose(low, high, 0, _LARGEST)
         return TensorParams(
             observer=scheme.observer,
             range_min=low,

@@ -147,7 +147,7 @@ def int8_program(cut: FusedModel, section: QuantizationSection, decision: Decisi
     inputs = _inputs(cut)
     asked = asked_for(cut, section)
     units = units_of(cut, section, asked, frozenset())
-    plan = written(cut, Calibration(1, observed_in(cut, inputs)), section, units, [decision])
+    plan = written(cut, Calibration(1, observed_in(cut, inputs)), section, units, [decision], {})
     reads_float = decision.precision == "dynamic" or (
         decision.lowering == "classic" and decision.float_output
     )

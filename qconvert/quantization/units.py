@@ -27,8 +27,6 @@ from qconvert.quantization.costs import Costs
 from qconvert.quantization.layer_rules import Asked
 from qconvert.quantization.plan import Activation, Lowering
 
-_PIXELS_OVERFLOW = "pixels have 8 bits, of which the sums of CPUs without VNNI overflow"
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -94,8 +92,6 @@ def units_of(
         if node.name in model.pairs and node.name not in split:
             follower = nodes[model.pairs[node.name]]
         unit = _unit(model.graph, node, follower, allowed, asked[node.name])
-        if unit.kind == rules.PIXELS and section.isa != "vnni":
-            unit = replace(unit, lowerings=(), impossible=_PIXELS_OVERFLOW)
         together = unit.activation in ("relu", "saturation") or (
             bool(unit.lowerings)
             and unit.asked.precision != "dynamic"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -19,14 +20,27 @@ LIMITS = {"symmetric": (-127, 127), "affine": (-128, 127)}
 NARROW = {"symmetric": (-64, 64), "affine": (-64, 64)}
 
 
+# The largest magnitude of two weights together whose products with 8-bit activations have a sum
+# that fits into 16 bits: 255 * 128 < 2^15.
+_PAIR = 128
+
+
 def choose_params(
-    weight: Tensor, scheme: WeightScheme, narrow: bool = False, least: Tensor | None = None
+    weight: Tensor,
+    scheme: WeightScheme,
+    narrow: bool = False,
+    least: Tensor | None = None,
+    neighbours: Collection[int] = (),
+    any_two: Collection[int] = (),
 ) -> WeightParams:
     """Scales and zero points of a weight whose axis 0 is the output channel.
 
     `narrow` limits the integers to -64 to 64, for kernels that sum in 16 bits. `least` are the
-    smallest scales that the channels may have (see `least_scales`).
+    smallest scales that the channels may have (see `least_scales`). In the channels `neighbours`
+    the products of two neighbouring inputs with 8-bit activations fit into 16 bits together, in
+    the channels `any_two` those of any two inputs.
     """
+    narrow = narrow or (bool(neighbours or any_two) and scheme.scheme == "affine")
     rows = weight.detach().reshape(weight.shape[0] if scheme.per_channel else 1, -1)
     lowest, highest = (NARROW if narrow else LIMITS)[scheme.scheme]
     observe = WEIGHT_OBSERVERS[scheme.observer].load()
@@ -52,9 +66,56 @@ def choose_params(
         zero_points=tuple(zero_points),
         digest="",
     )
+    if not narrow:
+        chosen = _without_overflow(weight, chosen, _neighbouring_pairs, neighbours)
+        chosen = _without_overflow(weight, chosen, _any_pairs, any_two)
     integers = quantized(weight, chosen).int_repr()
     digest = hashlib.sha256(integers.contiguous().numpy().tobytes()).hexdigest()
     return chosen.model_copy(update={"digest": digest})
+
+
+def overflowing(integers: Tensor) -> list[int]:
+    """The output channels (axis 0) of int8 weights in which two products with 8-bit activations can
+    overflow 16 bits, if a kernel takes these two together."""
+    return _any_pairs(integers).gt(_PAIR).nonzero().flatten().tolist()
+
+
+def _any_pairs(integers: Tensor) -> Tensor:
+    """The largest magnitude of two weights of one sign together, by channel (int64)."""
+    rows = integers.long().flatten(1)
+    two = min(2, rows.shape[1])
+    above, below = (side.clamp(min=0).topk(two, dim=1).values.sum(1) for side in (rows, -rows))
+    return torch.maximum(above, below)
+
+
+def _neighbouring_pairs(integers: Tensor) -> Tensor:
+    """The same for weights of the inputs 0 and 1, 2 and 3, …, at one place of the filter."""
+    rows = integers.long().flatten(2) if integers.dim() > 2 else integers.long().unsqueeze(2)
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, rows.shape[1] % 2))
+    pairs = rows.unflatten(1, (-1, 2))
+    above, below = (side.clamp(min=0).sum(2).flatten(1).amax(1) for side in (pairs, -pairs))
+    return torch.maximum(above, below)
+
+
+def _without_overflow(
+    weight: Tensor,
+    params: WeightParams,
+    pairs_of: Callable[[Tensor], Tensor],
+    channels: Collection[int],
+) -> WeightParams:
+    """Larger scales for these channels (with one scale in all: for all), as large as their pairs
+    need, at most about twice as large."""
+    while channels:
+        pairs = pairs_of(quantized(weight, params).int_repr())
+        over = {c: int(pairs[c]) / _PAIR for c in channels if pairs[c] > _PAIR}
+        if not over:
+            break
+        # What is rounded up may still be one too many: then once more, by a little.
+        if params.granularity == "per_tensor":
+            over = {0: max(over.values())}
+        scales = tuple(scale * over.get(c, 1.0) for c, scale in enumerate(params.scales))
+        params = params.model_copy(update={"scales": scales})
+    return params
 
 
 def quantized(weight: Tensor, params: WeightParams) -> Tensor:

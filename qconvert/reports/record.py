@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.environment import Environment
 from qconvert.measurement.latency import Latency
@@ -48,6 +50,23 @@ class Int8Share(Record):
     in_float: tuple[FloatOperator, ...]
 
 
+class GivenUp(Record):
+    """A layer that gave up bits so that its sums do not overflow on CPUs without VNNI: of what
+    (`extent`), and why."""
+
+    name: str
+    extent: str
+    reason: str
+
+
+class OnClass(Record):
+    """The file on a class of CPUs, in processes that are limited to it."""
+
+    isa: str
+    accuracy: Comparison
+    latency: Latency
+
+
 class Budget(Record):
     """One limit of the qconfig beside what was measured. None was not measurable: not met."""
 
@@ -62,7 +81,9 @@ class Report(Record):
 
     Of a model that torch.fx does not trace whole, `kept` are the modules whose code stays as it is
     written, and `parts_sqnr_db` is the SQNR of what the converted parts return, each on the inputs
-    that it has in the float model.
+    that it has in the float model. `fewer_bits` are the layers that gave up bits for CPUs without
+    VNNI, `verified_isa` the SQNR in dB on each class of CPUs as the file was made, and `classes`
+    what was measured on the classes that were asked for.
     """
 
     version: Literal[2] = 2
@@ -77,6 +98,9 @@ class Report(Record):
     coverage: Int8Share
     kept: tuple[KeptCode, ...] = ()
     parts_sqnr_db: float | None = None
+    fewer_bits: tuple[GivenUp, ...] = ()
+    verified_isa: dict[str, float | None] = Field(default_factory=dict)
+    classes: tuple[OnClass, ...] = ()
     notes: tuple[str, ...]
     digests: dict[str, str]
     qconfig: dict[str, Any]

@@ -10,7 +10,7 @@ from qconvert.measurement.accuracy import ClassFigures, Comparison
 from qconvert.measurement.confidence import Confidence
 from qconvert.measurement.latency import Latency, Timing
 from qconvert.measurement.statistics import Interval
-from qconvert.reports.record import Report
+from qconvert.reports.record import OnClass, Report
 
 # Rows of a table of classes.
 _CLASSES_SHOWN = 20
@@ -45,6 +45,12 @@ def all_tables(report: Report) -> list[Table]:
     if report.coverage.in_float:
         rows = tuple((o.name, o.kind, o.reason) for o in report.coverage.in_float)
         tables.append(Table("In float", ("operator", "kind", "reason"), rows, words=True))
+    if report.fewer_bits:
+        given_up = tuple((layer.name, layer.extent, layer.reason) for layer in report.fewer_bits)
+        columns = ("layer", "of what", "reason")
+        tables.append(Table("Fewer bits, for CPUs without VNNI", columns, given_up, words=True))
+    if report.classes:
+        tables.append(_classes_table(report.classes))
     if report.budgets:
         tables.append(_budget_table(report))
     return tables
@@ -230,6 +236,31 @@ def _timing_row(name: str, timing: Timing, speedup: str) -> tuple[str, ...]:
         milliseconds(timing.p99_s),
         f"{timing.images_per_s:,.0f}",
         speedup,
+    )
+
+
+def _classes_table(classes: Sequence[OnClass]) -> Table:
+    first = classes[0].accuracy
+    names = tuple(metric_name(metric.name) for metric in first.metrics)
+    rows = []
+    for found in classes:
+        accuracy, latency = found.accuracy, found.latency
+        rows.append(
+            (
+                found.isa,
+                *(f"{metric.measured.value:.4f}" for metric in accuracy.metrics),
+                "" if accuracy.agreement is None else f"{accuracy.agreement.value:.4f}",
+                "" if accuracy.sqnr_db is None else f"{accuracy.sqnr_db.value:.1f} dB",
+                milliseconds(latency.baseline.median_s.value),
+                milliseconds(latency.models["int8"].median_s.value),
+                f"{latency.speedups['int8'].value:.2f}x",
+            )
+        )
+    return Table(
+        "On classes of CPUs",
+        ("", *names, "same answer", "SQNR", "float", "int8", "times faster"),
+        tuple(rows),
+        "each in processes whose instruction sets are limited to the class",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from typing import Any
 
 from qconvert import torchscript
@@ -16,6 +17,7 @@ from qconvert.reports.markdown import to_markdown
 from qconvert.reports.plots import automation_svg
 from qconvert.reports.record import (
     FloatOperator,
+    GivenUp,
     Int8Share,
     KeptCode,
     Report,
@@ -26,6 +28,7 @@ from qconvert.reports.record import (
 from qconvert.steps.convert import INT8, make_int8
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
+from qconvert.steps.portability import check_shown, on_classes
 from qconvert.steps.session import Session
 from qconvert.workspace import write_atomically
 
@@ -34,8 +37,13 @@ MARKDOWN = "report.md"
 AUTOMATION = "automation.svg"
 
 
-def make_report(session: Session) -> Report:
-    """Measures the converted model (converting first what is not) and writes the report."""
+def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
+    """Measures the converted model (converting first what is not) and writes the report; `classes`
+    are those of CPUs that it is measured on, too.
+
+    Raises QConfigError for a class that this machine cannot show.
+    """
+    check_shown(classes)
     converted = make_int8(session)
     workspace, config = session.workspace, session.config
     int8 = torchscript.load(workspace.path(INT8))
@@ -49,6 +57,7 @@ def make_report(session: Session) -> Report:
             threads=thread_counts(config.benchmark.threads),
             seconds=config.benchmark.seconds,
         )
+    others = on_classes(session, workspace.path(INT8), classes)
     size, coverage = size_of(converted), coverage_of(converted)
     budgets = check_budgets(config.budgets, accuracy, latency[0], size, coverage)
     report = Report(
@@ -63,6 +72,9 @@ def make_report(session: Session) -> Report:
         coverage=coverage,
         kept=tuple(KeptCode(**kept) for kept in converted["kept"]),
         parts_sqnr_db=converted["parts_sqnr_db"],
+        fewer_bits=tuple(GivenUp(**layer) for layer in converted["fewer_bits"]),
+        verified_isa=converted["verified_isa"],
+        classes=others,
         notes=tuple(notes(session, converted, accuracy, latency)),
         digests=converted["files"],
         qconfig=with_relative_paths(config, session.config_path.resolve().parent),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ from qconvert.quantization.lowering.coverage import Coverage, check_against_plan
 from qconvert.quantization.lowering.other_size import OtherSize, try_other_size
 from qconvert.quantization.lowering.targets import Int8, Simulated
 from qconvert.quantization.lowering.verification import Verification, verify
-from qconvert.quantization.plan import Plan
-from qconvert.quantization.planning import make_plan
-from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calibration
+from qconvert.quantization.plan import FewerBits, Plan
+from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration
 from qconvert.steps.fuse import FUSED, check_same_weights, fused_digest
 from qconvert.steps.judging import judge, what_judges
 from qconvert.steps.measured import FLOAT, Measured, measured
+from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.portability import verified_isa
 from qconvert.steps.session import FUSE_RECORD, Session
-from qconvert.steps.timings import Timings, costs_by, make_timings
+from qconvert.steps.timings import Timings, make_timings
 from qconvert.workspace import TEMPORARY, digest, write_atomically
 
 RECORD = "convert.json"
@@ -55,12 +56,13 @@ def make_int8(session: Session) -> dict[str, Any]:
     workspace = session.workspace
     fused_record = workspace.read(FUSE_RECORD) or {}
     timings = make_timings(session)
-    key = _key(session, fused_record, calibration_record, timings)
+    fewer_bits = make_overflow(session, timings)
+    key = _key(session, fused_record, calibration_record, timings, fewer_bits)
     if (record := session.fresh("convert", RECORD, lambda _: key)) is not None:
         return record
     check_same_weights(session, fused_record)
     _check_cpu(session)
-    plan = planned(session, timings)
+    plan = planned(session, timings, fewer_bits)
     for note in plan.notes:
         session.voice.say(f"convert: {note}")
     with session.voice.busy("lowering to int8"):
@@ -70,9 +72,12 @@ def make_int8(session: Session) -> dict[str, Any]:
     accuracy = judge(session, script, "measuring int8 accuracy")
     lowered = session.fused.assembly.eager(model)
     other_size = _other_size(session, lowered, script)
+    verified = verified_isa(session, torchscript.to_bytes(script), measured(fused_record))
     manifest = {
         **_manifest(session, plan, fused_record, accuracy, other_size),
         "needs": list(torchscript.needs(script)),
+        "verified_isa": verified,
+        "fewer_bits": _fewer_bits(plan),
     }
     file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
     # Kept code is compared as TorchScript runs it: Python may round otherwise and choose others.
@@ -84,6 +89,7 @@ def make_int8(session: Session) -> dict[str, Any]:
         **_content(session, plan, coverage, verification, accuracy),
         "other_size": None if other_size is None else other_size.record(),
         "needs": list(torchscript.needs(script)),
+        "verified_isa": verified,
         "kept": [kept.model_dump() for kept in plan.kept],
         "parts_sqnr_db": parts_sqnr,
     }
@@ -109,14 +115,18 @@ def _content(
             for o in plan.operators
             if o.precision == "float32"
         ],
+        "fewer_bits": _fewer_bits(plan),
         "given": [o.name for o in plan.operators if o.precision == "given"],
     }
 
 
-def planned(session: Session, timings: Timings | None) -> Plan:
-    """Today's plan; without calibration there is none."""
-    section = session.config.quantization
-    return make_plan(session.fused, read_calibration(session), section, costs_by(session, timings))
+def _fewer_bits(plan: Plan) -> list[dict[str, str]]:
+    """The layers that gave up bits."""
+    return [
+        {"name": o.name, "extent": o.fewer_bits.extent, "reason": o.fewer_bits.reason}
+        for o in plan.operators
+        if o.fewer_bits is not None
+    ]
 
 
 def simulate(session: Session, plan: Plan) -> Callable[..., Any]:
@@ -304,6 +314,7 @@ def _key(
     fused_record: dict[str, Any],
     calibration_record: dict[str, Any],
     timings: Timings | None,
+    fewer_bits: Mapping[str, FewerBits],
 ) -> str:
     config = session.config
     return digest(
@@ -314,6 +325,7 @@ def _key(
             "calibration": calibration_record["files"][DISTRIBUTIONS],
             "quantization": config.quantization.model_dump(mode="json"),
             "timings": timings,
+            "fewer_bits": {node: given_up.model_dump() for node, given_up in fewer_bits.items()},
             "evaluation": session.evaluation_images.digest,
             "reading": session.reading,
             "judging": what_judges(session),

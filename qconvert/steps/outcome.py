@@ -25,11 +25,15 @@ from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
+from qconvert.steps.overflow import RECORD as OVERFLOW
+from qconvert.steps.overflow import WITHOUT_VNNI, make_overflow, planned
 from qconvert.steps.session import Session, Voice
 from qconvert.steps.timings import make_timings
 
 # Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
 _QUICK_SECONDS = 2.0
+# Layers with fewer bits that `convert` names in the terminal; the report names all.
+_LAYERS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,8 @@ def run_fuse(session: Session) -> Outcome:
 def run_calibrate(session: Session) -> Outcome:
     """Calibrates, then simulates the plan that the ranges give."""
     record = calibrate_step.make_calibration(session)
-    plan = convert_step.planned(session, make_timings(session))
+    timings = make_timings(session)
+    plan = planned(session, timings, make_overflow(session, timings))
     simulated = convert_step.simulate(session, plan)
     accuracy = judge(session, simulated, "simulating int8 accuracy")
     latency = _quick_latency(session, {})
@@ -146,7 +151,8 @@ def run_calibrate(session: Session) -> Outcome:
         f"{session.config.quantization.activations.observer}",
         f"planned: {plan.int8_macs:.2%} of multiply-accumulates in int8",
     )
-    names = (calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD)
+    names = [calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD]
+    names += [OVERFLOW] if WITHOUT_VNNI[session.config.quantization.isa] else []
     tables = (*accuracy_tables(accuracy, "int8, simulated"), *latency_tables(latency))
     return _outcome(
         session, "calibrate", lines, tables, names, "convert", record, accuracy, latency
@@ -170,6 +176,7 @@ def run_convert(session: Session) -> Outcome:
         f"{verification['largest_difference']:.1e} of the largest output",
         _size_line(record),
         *fuse_step.kept_lines(session.workspace.read(fuse_step.RECORD) or {}),
+        *_fewer_bits(record),
         *_in_float(coverage.in_float),
         *benchmark_step.notes(session, record, accuracy, latency),
     )
@@ -180,9 +187,9 @@ def run_convert(session: Session) -> Outcome:
     )
 
 
-def run_benchmark(session: Session) -> Outcome:
-    """Measures everything and judges the budgets."""
-    report: Report = benchmark_step.make_report(session)
+def run_benchmark(session: Session, classes: Sequence[str] = ()) -> Outcome:
+    """Measures everything, also on these classes of CPUs, and judges the budgets."""
+    report: Report = benchmark_step.make_report(session, classes)
     missed = tuple(
         f"{b.name}: {'not measurable' if b.found is None else f'{b.found:.4f}'}, "
         f"the budget is {b.limit:g}"
@@ -239,6 +246,22 @@ def _outcome(
         following,
         {"record": record, **figures},
     )
+
+
+def _fewer_bits(record: dict[str, Any]) -> list[str]:
+    """What was given up for CPUs without VNNI, and on which classes the file was tried."""
+    layers = record["fewer_bits"]
+    lines = [
+        f"fewer bits: {layer['name']}: {layer['extent']}: {layer['reason']}"
+        for layer in layers[:_LAYERS_SHOWN]
+    ]
+    if len(layers) > _LAYERS_SHOWN:
+        lines.append(f"fewer bits: {len(layers) - _LAYERS_SHOWN} layers more, in plan.json")
+    tried = [
+        name if sqnr is None else f"{name} ({sqnr:.1f} dB)"
+        for name, sqnr in record["verified_isa"].items()
+    ]
+    return [*lines, f"verified on {', '.join(tried)}"] if len(tried) > 1 else lines
 
 
 def _in_float(operators: Sequence[FloatOperator]) -> list[str]:

@@ -114,12 +114,14 @@ class Project:
         return self.folder / "out"
 
     def qconfig(self, **changes: Any) -> Path:
-        """Writes the qconfig with these sections replaced (None: left out)."""
+        """Writes the qconfig with these sections replaced (None: left out). It is for VNNI:
+        `portable`, the default, starts processes for other CPUs (`test_portability.py`)."""
         config: dict[str, Any] = {
             "version": 1,
             "model": {"source": "network.py:network", "checkpoint": "weights.pt"},
             "data": {"calibration": "images", "preprocess": {"mean": [0.5], "std": [0.25]}},
             "benchmark": {"threads": [1], "seconds": 0.05},
+            "quantization": {"isa": "vnni"},
             "output": "out",
             **changes,
         }

@@ -37,9 +37,11 @@ def nothing(project: Project) -> None:
 
 
 def line(text: str) -> Mistake:
-    """Adds a line to the qconfig."""
+    """Adds a line to the qconfig, in the place of a section of the same name."""
 
     def spoil(project: Project) -> None:
+        if text.startswith("quantization:"):
+            project.qconfig(quantization=None)
         path = project.folder / "my.yaml"
         path.write_text(path.read_text() + text + "\n")
 

@@ -14,7 +14,7 @@ from project import Project
 COMMANDS = ("fuse", "calibrate", "convert", "benchmark")
 WRITTEN = {
     "fuse": {"float.pt", "fused.pt", "fused.json"},
-    "calibrate": {"calibration.safetensors", "calibration.json"},
+    "calibrate": {"calibration.safetensors", "calibration.json", "overflow.json"},
     "convert": {"plan.json", "model.int8.pt", "convert.json"},
     "benchmark": {"report.json", "report.md", "automation.svg"},
 }
@@ -24,6 +24,7 @@ WRITTEN = {
 def finished(make_project, tmp_path_factory) -> tuple[Project, dict[str, object]]:
     """A project after the four commands, one after the other, and what they printed."""
     project = replace(make_project(tmp_path_factory.mktemp("finished") / "project"), cold=True)
+    project.qconfig(quantization=None)
     return project, {command: project.run(command) for command in COMMANDS}
 
 
@@ -54,7 +55,7 @@ def test_settings_are_echoed_first_and_talk_goes_to_stderr(finished) -> None:
     _, results = finished
     lines = results["convert"].err.splitlines()
     assert lines[0].startswith("qconvert 0.1.0 convert my.yaml")
-    assert any(line.startswith("  quantization:") and "isa=vnni" in line for line in lines)
+    assert any(line.startswith("  quantization:") and "isa=portable" in line for line in lines)
     assert "quantization:" not in results["convert"].out
 
 
@@ -104,7 +105,7 @@ def test_manifest_travels_in_the_file(finished) -> None:
     assert manifest["inputs"] == [{"shape": [None, 3, None, None], "dtype": "float32"}]
     assert project.record("fused.json")["input_shapes"] == [[1, 3, 16, 16]]
     assert manifest["preprocess"]["mean"] == [0.5]
-    assert manifest["isa"] == "vnni"
+    assert manifest["isa"] == "portable"
     assert manifest["qconfig"]["model"]["source"] == "network.py:network"
     assert manifest["accuracy"]["images"] == 18
     assert str(project.folder) not in extra["manifest.json"].decode()

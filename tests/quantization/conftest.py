@@ -87,8 +87,9 @@ def converted(image_set: ImageSet, trained: Callable[[nn.Module], nn.Module]):
         images = torch.cat([read(path)[0] for path in image_set.files])
         shown = images[:1] if example is None else example
         fused = fuse(capture(original, [shown], None, lambda: [[x] for x in others]))
-        # Such small networks are faster in float; what is tested is int8.
-        section = QuantizationSection.model_validate({"decide": "int8", **settings})
+        # Such small networks are faster in float; what is tested is int8, with all its bits.
+        usual = {"decide": "int8", "isa": "vnni"}
+        section = QuantizationSection.model_validate({**usual, **settings})
         split = split_pairs(fused, asked_for(fused, section))
         calibration = calibrate(fused, image_set, read, batch_size=4, averaging=0.01, split=split)
         plan = make_plan(fused, calibration, section)

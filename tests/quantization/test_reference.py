@@ -69,7 +69,7 @@ class Setting:
     quantization: dict[str, Any]
 
 
-INT8 = {"decide": "int8"}
+INT8 = {"decide": "int8", "isa": "vnni"}
 SETTINGS = [
     Setting("classic", range(90), {**INT8, "lowering": "classic"}),
     Setting("direct", range(75), {**INT8, "lowering": "direct"}),
@@ -79,7 +79,7 @@ SETTINGS = [
     Setting("affine_weights", range(140, 155), {**INT8, "weights": {"scheme": "affine"}}),
     Setting("per_tensor", range(160, 172), {**INT8, "weights": {"observer": "minmax"}}),
     Setting("symmetric", range(180, 195), {**INT8, "activations": {"scheme": "symmetric"}}),
-    Setting("table", range(200, 230), {"decide": "table"}),
+    Setting("table", range(200, 230), {"decide": "table", "isa": "vnni"}),
 ]
 
 
@@ -89,6 +89,7 @@ class Watching:
     def __init__(self, plan: Plan) -> None:
         self._target = Int8(plan)
         self.graph, self.modules = self._target.graph, self._target.modules
+        self.layers = self._target.layers
         self.read: dict[tuple[str, int], str] = {}
         self.made: dict[str, str] = {}
 
@@ -98,8 +99,8 @@ class Watching:
     def of_form(self, form: str) -> Backend:
         return self._target.of_form(form)
 
-    def dynamic(self, operator: PlannedOperator, module: Any) -> Any:
-        return self._target.dynamic(operator, module)
+    def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> Any:
+        return self._target.dynamic(operator, module, path)
 
     def saw(self, operator: PlannedOperator, read: Sequence[Any], made: Node) -> Node:
         for i, node in enumerate(read):

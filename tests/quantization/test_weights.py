@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qconvert.qconfig import WeightScheme
 from qconvert.quantization.plan import WeightParams
-from qconvert.quantization.weights import choose_params, quantized
+from qconvert.quantization.weights import choose_params, overflowing, quantized
 from qconvert.registry import WEIGHT_OBSERVERS
 
 examples = settings(max_examples=120, deadline=None, derandomize=True)
@@ -203,3 +203,46 @@ def test_a_channel_of_zeros_stays_zero(observer, scheme):
     params = choose_params(weight, WeightScheme(observer=observer, scheme=scheme))
     assert all(np.isfinite(scale) and scale > 0 for scale in params.scales)
     assert (quantized(weight, params).dequantize()[2] == 0).all()
+
+
+def pairs_of(integers: np.ndarray, neighbours: bool) -> np.ndarray:
+    """The largest magnitude of two weights of one sign in each channel: of inputs 0 and 1, 2 and 3,
+    … at the same place of the filter, or of any two."""
+    rows = integers.astype(int).reshape(len(integers), integers.shape[1], -1)
+    found = []
+    for channel in rows:
+        best = 0
+        for side in (channel, -channel):
+            up = np.maximum(side, 0)
+            if neighbours:
+                sums = [up[i : i + 2].sum(0).max() for i in range(0, len(up), 2)]
+                best = max(best, *sums)
+            else:
+                best = max(best, np.sort(up, axis=None)[-2:].sum())
+        found.append(best)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("neighbours", [True, False])
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (6, 5, 1, 1), (6, 9)])
+@pytest.mark.parametrize("observer", sorted(WEIGHT_OBSERVERS))
+def test_coarser_channels_fit_into_16_bits_and_others_stay(
+    observer: str, shape: tuple[int, ...], neighbours: bool
+) -> None:
+    weight = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    weight[[0, 3]] = torch.tensor([1.0, -1.0]).view(2, *[1] * (len(shape) - 1))
+    scheme = WeightScheme(observer=observer)
+    chosen = {"neighbours" if neighbours else "any_two": [0, 3]}
+    before, after = choose_params(weight, scheme), choose_params(weight, scheme, **chosen)
+    assert 255 * pairs_of(integers_of(weight, after), neighbours)[[0, 3]].max() < 2**15
+    assert 255 * pairs_of(integers_of(weight, before), neighbours)[[0, 3]].min() > 2**15
+    assert all(b >= a for a, b in zip(before.scales, after.scales, strict=True))
+    assert all(b <= 2.01 * a for a, b in zip(before.scales, after.scales, strict=True))
+    if len(before.scales) > 1:
+        others = [1, 2, 4, 5]
+        assert [before.scales[i] for i in others] == [after.scales[i] for i in others]
+
+
+def test_channels_that_can_overflow_are_those_with_two_large_weights_of_one_sign() -> None:
+    integers = torch.tensor([[127, 1, 0], [127, 2, 0], [64, -127, 64], [-100, -29, 0], [90, 0, 39]])
+    assert overflowing(integers.to(torch.int8)) == [1, 3, 4]

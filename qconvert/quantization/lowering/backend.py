@@ -110,10 +110,12 @@ class Backend(Protocol):
 
 
 class Target(Protocol):
-    """The backends of one kind of result, which build one graph together."""
+    """The backends of one kind of result, which build one graph together. `layers` are those that
+    were asked for, by the paths of their int8 forms."""
 
     graph: Graph
     modules: dict[str, Any]
+    layers: dict[str, Layer]
 
     def backend(self, operator: PlannedOperator) -> Backend:
         """The one that computes an operator in int8."""
@@ -123,8 +125,8 @@ class Target(Protocol):
         """The one that holds values in a form."""
         ...
 
-    def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
-        """The form of a layer with dynamic ranges."""
+    def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> nn.Module:
+        """The form of a layer with dynamic ranges, whose place among the modules is `path`."""
         ...
 
 
@@ -218,7 +220,7 @@ class _Lowering:
         if operator.precision == "dynamic":
             path = self._path(operator, node)
             module = module_of(self._model.graph, node)
-            self._modules[path] = self._target.dynamic(operator, module)
+            self._modules[path] = self._target.dynamic(operator, module, path)
             new = self._graph.node_copy(node, self._as_float)
             new.target = path
             self._values[operator.value] = {FLOAT: new}
@@ -274,6 +276,7 @@ class _Lowering:
             held=None if operator.float_output else tensors[operator.value],
             term_held=tensors[terms[0]] if terms else None,
         )
+        self._target.layers[layer.path] = layer
         read = self._as_float(self._nodes[x]) if backend.reads_float(layer) else (
             self._in_form(backend, x)
         )  # fmt: skip

@@ -33,7 +33,7 @@ class DynamicLinear(nn.Module):
     """An `nn.Linear`, with ReLU if asked for, on a weight in qint8.
 
     `weight` holds one scale for each output channel, or one in all. `reduce_range` limits inputs
-    to 7 bits, for CPUs without VNNI, whose 16-bit sums of two products overflow with 8.
+    to 7 bits, for CPUs without VNNI, whose 16-bit sums of two products can overflow with 8.
     """
 
     def __init__(

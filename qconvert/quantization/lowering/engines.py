@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qconvert.measurement.environment import here
+from qconvert.measurement.cpu_classes import CLASSES, class_here
 from qconvert.quantization.kernels import FLOAT_LINEAR
 from qconvert.records import Record
 
@@ -21,6 +21,10 @@ _BACKENDS = {
     "mkldnn_prepacked": "oneDNN",
     "vulkan_prepacked": "Vulkan, for phones",
     "metal_prepacked": "Metal, for phones",
+}
+_REMARKS = {
+    "vnni": "planned for vnni: sums of older CPUs can overflow, and answers be wrong",
+    "portable": "planned to be right on CPUs without VNNI, too (portable)",
 }
 
 
@@ -45,7 +49,7 @@ def needs(kinds: Mapping[str, int], manifest: Mapping[str, Any] | None) -> tuple
     isa = (manifest or {}).get("isa")
     if isa is not None:
         int8 = sum(n for k, n in kinds.items() if k.startswith(("quantized::", "onednn::")))
-        found.append(_cpu(str(isa), int8))
+        found.append(_cpu(str(isa), int8, (manifest or {}).get("verified_isa", {})))
     return tuple(found)
 
 
@@ -89,16 +93,18 @@ def _others(kinds: Mapping[str, int]) -> list[Need]:
     return found
 
 
-def _cpu(isa: str, operators: int) -> Need:
-    remarks = {
-        "vnni": "8-bit activations: sums of older CPUs can overflow, and answers be wrong",
-        "avx512": "7-bit activations: right on CPUs without VNNI, too",
-        "avx2": "7-bit activations: right on CPUs without VNNI, too",
-        "portable": "7-bit activations: right on any CPU",
-    }
-    vnni = isa != "vnni" or here().vnni
-    what = "a CPU with VNNI" if isa == "vnni" else f"any x86 CPU (planned for {isa})"
-    return Need(what=what, operators=operators, here=vnni, remark=remarks.get(isa, ""))
+def _cpu(isa: str, operators: int, verified: Mapping[str, Any]) -> Need:
+    """The file's contract: the weakest class of CPUs that it is made for."""
+    least = isa if isa in CLASSES else CLASSES[0]
+    best = class_here()
+    there = best is not None and CLASSES.index(best) >= CLASSES.index(least)
+    what = "a CPU with VNNI" if isa == "vnni" else f"an x86 CPU with {least.upper()} or better"
+    remark = _REMARKS.get(isa, f"planned for {isa}")
+    if verified:
+        remark += f"; verified on {', '.join(verified)}"
+    if not there:
+        remark += f"; this one is {'none' if best is None else f'of class {best}'}"
+    return Need(what=what, operators=operators, here=there, remark=remark)
 
 
 def _onednn() -> bool:

@@ -91,15 +91,8 @@ class SimulatedBackend:
 
     def _finished(self, node: Node, operator: PlannedOperator, held: TensorParams | None) -> Node:
         """Applies the activation that the kernel would."""
-        function, arguments = _ACTIVATIONS[operator.activation]
-        if operator.activation == "saturation":
-            arguments = tuple(operator.bounds or ())
-        elif operator.activation == "leaky_relu":
-            arguments = (operator.slope,)
+        function, arguments, kwargs = activation_in_float(operator)
         if function is not None:
-            kwargs: dict[str, Any] = {}
-            if operator.activation == "gelu_tanh":
-                kwargs = {"approximate": "tanh"}
             node = self.graph.call_function(function, (node, *arguments), kwargs)
         return node if held is None else self._rounded(node, held)
 
@@ -119,6 +112,18 @@ _ACTIVATIONS: dict[Any, tuple[Any, tuple[Any, ...]]] = {
     "tanh": (torch.tanh, ()),
     "leaky_relu": (F.leaky_relu, ()),
 }
+
+
+def activation_in_float(operator: PlannedOperator) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The float function (or None) of the activation that an operator's kernel computes, and its
+    arguments after the tensor."""
+    function, arguments = _ACTIVATIONS[operator.activation]
+    if operator.activation == "saturation":
+        arguments = tuple(operator.bounds or ())
+    elif operator.activation == "leaky_relu":
+        arguments = (operator.slope,)
+    kwargs = {"approximate": "tanh"} if operator.activation == "gelu_tanh" else {}
+    return function, arguments, kwargs
 
 
 def simulated_dynamic(operator: PlannedOperator, module: Any) -> nn.Module:

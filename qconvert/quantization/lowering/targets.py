@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph
 
-from qconvert.quantization.lowering.backend import Backend
+from qconvert.quantization.lowering.backend import Backend, Layer
 from qconvert.quantization.lowering.classic import ClassicBackend
 from qconvert.quantization.lowering.direct import DirectBackend
 from qconvert.quantization.lowering.dynamic import DynamicLinear, DynamicRecurrent
@@ -21,7 +21,9 @@ class Int8:
     def __init__(self, plan: Plan) -> None:
         self.graph = Graph()
         self.modules: dict[str, Any] = {}
-        self._reduce_range = plan.isa != "vnni"
+        self.layers: dict[str, Layer] = {}
+        # Layers with dynamic ranges and their float modules, by the paths of their int8 forms.
+        self.dynamic_layers: dict[str, tuple[PlannedOperator, Any]] = {}
         self._backends: dict[str, Backend] = {
             "classic": ClassicBackend(self.graph, self.modules),
             "direct": DirectBackend(self.graph, self.modules, plan.plain),
@@ -35,12 +37,19 @@ class Int8:
         """Forms are named as families."""
         return self._backends[form]
 
-    def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
+    def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> nn.Module:
         """Linear, LSTM or GRU with int8 weights."""
-        if operator.weight is not None:
-            return DynamicLinear(module, operator.weight, reduce_range=self._reduce_range)
-        weights = operator.cell_weights or {}
-        return DynamicRecurrent(module, weights, reduce_range=self._reduce_range)
+        self.dynamic_layers[path] = operator, module
+        return dynamic_form(operator, module)
+
+
+def dynamic_form(operator: PlannedOperator, module: Any) -> nn.Module:
+    """A layer with int8 weights and dynamic ranges."""
+    given_up = operator.fewer_bits
+    reduce_range = given_up is not None and given_up.what == "inputs"
+    if operator.weight is not None:
+        return DynamicLinear(module, operator.weight, reduce_range=reduce_range)
+    return DynamicRecurrent(module, operator.cell_weights or {}, reduce_range=reduce_range)
 
 
 class Simulated:
@@ -49,6 +58,7 @@ class Simulated:
     def __init__(self) -> None:
         self.graph = Graph()
         self.modules: dict[str, Any] = {}
+        self.layers: dict[str, Layer] = {}
         self._backend = SimulatedBackend(self.graph, self.modules)
 
     def backend(self, operator: PlannedOperator) -> Backend:
@@ -59,6 +69,6 @@ class Simulated:
         """There is one."""
         return self._backend
 
-    def dynamic(self, operator: PlannedOperator, module: Any) -> nn.Module:
+    def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> nn.Module:
         """The float layer with rounded weights."""
         return simulated_dynamic(operator, module)
