@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.models.source import FloatModel, build
 from qconvert.qconfig import Preprocess, QConfig
+from qconvert.ranks.team import First
 from qconvert.user_code import Imports, folder_of, keep_importable, resolve
 from qconvert.workspace import Workspace, digest
 
@@ -61,6 +62,10 @@ class Session:
     config_path: Path
     voice: Voice
     force: bool = False
+    # The other ranks, where this is the first of several.
+    others: First | None = None
+    # Images that are known to be unreadable, on a rank that is told; None: this one looks.
+    told_unreadable: Set[Path] | None = None
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -70,6 +75,11 @@ class Session:
     @cached_property
     def calibration_images(self) -> ImageSet:
         """The images that set the ranges, at most `calibration.images` of them."""
+        return self._readable("calibration", self.listed_for_calibration)
+
+    @cached_property
+    def listed_for_calibration(self) -> ImageSet:
+        """These, readable or not."""
         # Ranges need no labels: the folder may be flat while the evaluation folder is not.
         found = read_folder(self.config.data.calibration, "none", None)
         section = self.config.calibration
@@ -79,17 +89,20 @@ class Session:
                 f"calibration: {section.images} of {len(found)} images, drawn with seed "
                 f"{section.seed} (calibration.images)"
             )
-        return self._readable("calibration", drawn)
+        return drawn
 
     @cached_property
     def evaluation_images(self) -> ImageSet:
         """The images that accuracy is measured on."""
+        return self._readable("evaluation", self.listed_for_evaluation)
+
+    @cached_property
+    def listed_for_evaluation(self) -> ImageSet:
+        """These, readable or not."""
         data = self.config.data
         # A decoder's characters are read as such where there are no labels, too.
         kind = "texts" if self.config.benchmark.decoder else self.config.label_kind
-        return self._readable(
-            "evaluation", read_folder(self.config.evaluation, data.labels, data.classes, kind)
-        )
+        return read_folder(self.config.evaluation, data.labels, data.classes, kind)
 
     @property
     def judged_on_calibration_images(self) -> bool:
@@ -102,7 +115,9 @@ class Session:
             role = "images"  # of both: what is said of them is said once
         for note in images.notes:
             self._say_once(f"{role}: {note}")
-        if self.config.data.on_bad_image == "skip":
+        if self.told_unreadable is not None:
+            images = images.without(self.told_unreadable)
+        elif self.config.data.on_bad_image == "skip":
             with self.voice.progress(f"{role}: looking for unreadable images") as progress:
                 wrong = unreadable(images, self.read, progress)
             for path, error in list(wrong.items())[:FACTS_SHOWN]:
@@ -110,6 +125,7 @@ class Session:
             if wrong:
                 self._say_once(f"{role}: {len(wrong)} of {len(images)} images skipped")
             images = images.without(wrong)
+            self.unreadable.update(wrong)
         if isinstance(self.read, Preprocessed) and self.read.steps.exif == "ignore":
             rotated = sum(map(is_rotated, images.files))
             if rotated:
@@ -118,6 +134,11 @@ class Session:
                     f"{rotated} of {len(images)} images (data.preprocess.exif: apply turns them)"
                 )
         return images
+
+    @cached_property
+    def unreadable(self) -> set[Path]:
+        """The images that were skipped so far."""
+        return set()
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
