@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -20,6 +21,8 @@ import typer
 
 from qconvert import __version__
 from qconvert.errors import BUDGETS_MISSED, BUG, OutputError, QConvertError
+from qconvert.ranks.place import place
+from qconvert.ranks.team import First, Helper, joined, noting
 from qconvert.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 budgets missed, 2 usage or qconfig, 3 model or checkpoint, "
-    "4 images or labels, 5 not convertible or failed verification, 70 a bug of qconvert.",
+    "4 images or labels, 5 not convertible or failed verification, 6 processes that cannot work "
+    "together, 70 a bug of qconvert.",
 )
 
 QConfigPath = Annotated[
@@ -226,10 +230,12 @@ def main() -> None:
     try:
         app()
     except _Ended as ended:
-        sys.stderr.write(
-            f"interrupted by {signal.Signals(ended.number).name}: what was finished before is "
-            "whole, and the same command goes on from there\n"
-        )
+        here = place()
+        if here is None or here.first:
+            sys.stderr.write(
+                f"interrupted by {signal.Signals(ended.number).name}: what was finished before is "
+                "whole, and the same command goes on from there\n"
+            )
         raise SystemExit(128 + ended.number) from None
 
 
@@ -245,18 +251,46 @@ def _run(
 ) -> None:
     from qconvert.qconfig_file import load
 
-    with _errors_shown(command, path.name, as_json, debug):
-        config = load(path, overrides, output)
-        # Everything before this line answers without torch. What the user's own code prints is
-        # no result: stdout is for these, and with --json for one JSON object.
-        with redirect_stdout(sys.stderr):
-            outcome = _outcome(command, config, path, quiet, force)
-    # What comes next is told with the same options, or it would be about other settings.
-    options = [word for override in overrides or () for word in ("--set", override)]
-    options += [] if output is None else ["--output", str(output)]
-    _show_whole(outcome, path, as_json, quiet, options)
-    if outcome.budgets_missed:
-        raise typer.Exit(BUDGETS_MISSED)
+    shown = partial(_errors_shown, command, path.name, debug=debug)
+    with shown(as_json), joined(_give_up) as team:
+        if isinstance(team, Helper):
+            with shown(as_json=False):
+                _help(team, partial(load, path, overrides, output), path)
+            return
+        with shown(as_json), noting(team):
+            config = load(path, overrides, output)
+            # Everything before this line answers without torch, if there is one process. What the
+            # user's own code prints is no result: stdout is for these, and with --json for one
+            # JSON object.
+            with redirect_stdout(sys.stderr):
+                outcome = _outcome(command, config, path, quiet, force, team)
+        # What comes next is told with the same options, or it would be about other settings.
+        options = [word for override in overrides or () for word in ("--set", override)]
+        options += [] if output is None else ["--output", str(output)]
+        _show_whole(outcome, path, as_json, quiet, options)
+        if outcome.budgets_missed:
+            raise typer.Exit(BUDGETS_MISSED)
+
+
+def _help(team: Helper, load: Callable[[], QConfig], path: Path) -> None:
+    """What this process does where another one runs the command."""
+    _silence_torch()
+    from qconvert.steps.helping import help_first
+
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        end = help_first(team, load, path)
+    if end.error is not None:
+        raise end.error
+    if end.code:
+        raise typer.Exit(end.code)
+
+
+def _give_up(error: QConvertError) -> NoReturn:
+    """Ends a process whose main thread waits forever."""
+    from qconvert.console import Console
+
+    Console().error(f"{error.title}: {error.name}", error.message)
+    os._exit(error.exit_code)
 
 
 @contextmanager
@@ -264,6 +298,8 @@ def _errors_shown(command: str, name: str, as_json: bool, debug: bool) -> Iterat
     """Ends with the exit code of what went wrong, after one message. `name` is the qconfig's."""
     try:
         yield
+    except typer.Exit:  # what went wrong has been shown
+        raise
     except QConvertError as error:
         shown = error
     except OSError as error:
@@ -293,7 +329,9 @@ def _bug() -> NoReturn:
     raise typer.Exit(BUG) from None
 
 
-def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool) -> Outcome:
+def _outcome(
+    command: str, config: QConfig, path: Path, quiet: bool, force: bool, team: First | None
+) -> Outcome:
     from qconvert.console import Console
     from qconvert.settings_lines import settings_lines
 
@@ -305,9 +343,13 @@ def _outcome(command: str, config: QConfig, path: Path, quiet: bool, force: bool
         with console.busy("importing torch"):
             _silence_torch()
             from qconvert.steps import outcome
+            from qconvert.steps.agreement import check_facts
             from qconvert.steps.session import Session
         run: Callable[[Session], Outcome] = getattr(outcome, f"run_{command}")
-        return run(Session(config, path, console, force))
+        session = Session(config, path, console, force, team)
+        if team is not None:
+            check_facts(session, team)
+        return run(session)
 
 
 def _silence_torch() -> None:

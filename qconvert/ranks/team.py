@@ -40,6 +40,8 @@ class First:
     def __init__(self, store: Store, watch: Watch, here: Place) -> None:
         self.place = here
         self.error: QConvertError | None = None
+        # Digests of the contents that every other rank has.
+        self.sent: set[str] = set()
         self._post = Post(store, watch.check)
         self._taken = dict.fromkeys(here.others, 0)
 
@@ -66,15 +68,6 @@ class First:
         if trace:
             raise RuntimeError(f"on rank {rank}:\n{trace}")
         return answer
-
-    @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Remembers an error that every rank must tell, since it is about the ranks."""
-        try:
-            yield
-        except RankError as error:
-            self.error = error
-            raise
 
 
 class Helper:
@@ -113,6 +106,17 @@ class Helper:
         if self._watch.end is not None:
             raise Over(self._watch.end)
         self._watch.check()
+
+
+@contextmanager
+def noting(team: First | None) -> Iterator[None]:
+    """Remembers an error that every rank must tell, since it is about the ranks."""
+    try:
+        yield
+    except RankError as error:
+        if team is not None:
+            team.error = error
+        raise
 
 
 @contextmanager

@@ -32,9 +32,7 @@ class Watch:
     of a connection at a time. `stuck` is called there, once, when the store itself stops to
     answer, on which the whole process may be waiting inside torch."""
 
-    def __init__(
-        self, store: Store, here: Place, stuck: Callable[[RankLostError], None]
-    ) -> None:
+    def __init__(self, store: Store, here: Place, stuck: Callable[[RankLostError], None]) -> None:
         self._store = store.clone()
         self._here = here
         self._stuck = stuck

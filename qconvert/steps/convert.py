@@ -31,6 +31,7 @@ from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calib
 from qconvert.steps.fuse import FUSED, check_same_weights, fused_digest
 from qconvert.steps.judging import judge, what_judges
 from qconvert.steps.measured import FLOAT, Measured, measured
+from qconvert.steps.requests import Recipe
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by, make_timings
 from qconvert.workspace import TEMPORARY, digest, write_atomically
@@ -65,9 +66,9 @@ def make_int8(session: Session) -> dict[str, Any]:
         session.voice.say(f"convert: {note}")
     with session.voice.busy("lowering to int8"):
         model = lower(session.fused, plan, Int8(plan))
-        script = torchscript.freeze(session.fused.assembly.script(model))
+        script = _scripted(session, model)
     parts_sqnr = _check_prediction(session, plan, model, script, measured(fused_record))
-    accuracy = judge(session, script, "measuring int8 accuracy")
+    accuracy = judge(session, script, "measuring int8 accuracy", lambda _: Recipe(plan=plan))
     lowered = session.fused.assembly.eager(model)
     other_size = _other_size(session, lowered, script)
     manifest = {
@@ -122,6 +123,15 @@ def planned(session: Session, timings: Timings | None) -> Plan:
 def simulate(session: Session, plan: Plan) -> Callable[..., Any]:
     """The model that the plan predicts, in float arithmetic."""
     return session.fused.assembly.eager(lower(session.fused, plan, Simulated()))
+
+
+def int8_script(session: Session, plan: Plan) -> Callable[..., Any]:
+    """The model that `make_int8` saves."""
+    return _scripted(session, lower(session.fused, plan, Int8(plan)))
+
+
+def _scripted(session: Session, model: GraphModule) -> torch.jit.ScriptModule:
+    return torchscript.freeze(session.fused.assembly.script(model))
 
 
 def _check_cpu(session: Session) -> None:

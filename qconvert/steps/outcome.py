@@ -25,6 +25,7 @@ from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
+from qconvert.steps.requests import Recipe, file_recipe
 from qconvert.steps.session import Session, Voice
 from qconvert.steps.timings import make_timings
 
@@ -113,7 +114,12 @@ def run_fuse(session: Session) -> Outcome:
     """Fuses, then measures the fused model."""
     record = fuse_step.make_fused(session)
     path = session.workspace.path(fuse_step.FUSED)
-    accuracy = judge(session, torchscript.load(path), "measuring accuracy")
+    accuracy = judge(
+        session,
+        torchscript.load(path),
+        "measuring accuracy",
+        lambda others: file_recipe(others, path),
+    )
     latency = _quick_latency(session, {"fused": path})
     refused = tuple(f"not fused: {r['operator']}: {r['reason']}" for r in record["refused"])
     pairs = Table(
@@ -139,7 +145,8 @@ def run_calibrate(session: Session) -> Outcome:
     record = calibrate_step.make_calibration(session)
     plan = convert_step.planned(session, make_timings(session))
     simulated = convert_step.simulate(session, plan)
-    accuracy = judge(session, simulated, "simulating int8 accuracy")
+    recipe = Recipe(plan=plan, simulated=True)
+    accuracy = judge(session, simulated, "simulating int8 accuracy", lambda _: recipe)
     latency = _quick_latency(session, {})
     lines = (
         f"{record['images']} images, {len(record['tensors'])} tensors, observer "

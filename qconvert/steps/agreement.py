@@ -1,0 +1,86 @@
+"""Whether all ranks work on the same thing, asked before they do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from qconvert.errors import RankDiffersError
+from qconvert.images.folder import ImageSet
+from qconvert.measurement.environment import here
+from qconvert.models.checkpoint_file import checkpoint_digest
+from qconvert.ranks.team import First
+from qconvert.steps.judging import what_judges
+from qconvert.steps.same_model import Facts, compare, short
+from qconvert.steps.session import Session
+from qconvert.workspace import digest
+
+# Which may differ: see `check_facts`.
+_CPU = "CPU"
+# What only rank 0 reads.
+_RANK_0_ALONE = ("output", "budgets")
+
+
+def facts(session: Session) -> Facts:
+    """What a rank's share depends on, by the name that a message gives it."""
+    machine = here()
+    found = {_CPU: machine.cpu}
+    found |= {f"the version of {name}": version for name, version in session.versions.items()}
+    found["the kind of CPU"] = (
+        f"{torch.backends.cpu.get_cpu_capability()}, {'' if machine.vnni else 'no '}VNNI"
+    )
+    tree = session.config.model_dump(mode="json", exclude=set(_RANK_0_ALONE))
+    found |= {f"{key} of the qconfig": value for key, value in _flat(tree)}
+    if session.config.model.checkpoint is not None:
+        found["the checkpoint"] = short(checkpoint_digest(session.config.model.checkpoint))
+    found["the images of data.calibration"] = _summary(session.listed_for_calibration)
+    found["the images, or their labels, of data.evaluation"] = _summary(
+        session.listed_for_evaluation
+    )
+    found["the code of data.transform"] = short(digest(session.reading))
+    found["the code of metrics and decoder"] = short(digest(what_judges(session)))
+    return found
+
+
+def check_facts(session: Session, others: First) -> None:
+    """Compares this rank's `facts` with those that each other rank sends first of all.
+
+    Raises RankDiffersError that names every rank and what differs. Another CPU of the same kind is
+    said only: it runs the same kernels, whose sums may differ in the last digits.
+    """
+    own = facts(session)
+    found = {rank: _taken(others, rank) for rank in others.others}
+    cpus = {own.pop(_CPU), *(theirs.pop(_CPU, own.get(_CPU, "")) for theirs in found.values())}
+    compare(own, found)
+    if len(cpus) > 1:
+        session.voice.say(
+            f"ranks: the CPUs differ ({', '.join(sorted(cpus))}): figures may differ in the last "
+            "digits from those of one machine"
+        )
+    session.voice.say(
+        f"ranks: {others.place.world} processes share the images; this one writes the files"
+    )
+
+
+def _taken(others: First, rank: int) -> Facts:
+    """The facts of a rank.
+
+    Raises RankDiffersError with what keeps it from having any: it misses a file that is here."""
+    found: Facts | Exception = others.take(rank)
+    if isinstance(found, Exception):
+        raise RankDiffersError([f"rank {rank}: {line}" for line in str(found).splitlines()])
+    return found
+
+
+def _summary(images: ImageSet) -> str:
+    return f"{len(images)} files, {short(images.digest)}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
