@@ -7,7 +7,6 @@ import errno
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -23,6 +22,7 @@ from qconvert import __version__
 from qconvert.errors import BUDGETS_MISSED, BUG, OutputError, QConvertError
 from qconvert.ranks.place import place
 from qconvert.ranks.team import First, Helper, joined, noting
+from qconvert.showing import show, show_whole
 from qconvert.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def init(
             from qconvert.steps.outcome import run_init
         with redirect_stdout(sys.stderr):
             outcome = run_init(asked, console)
-    _show(outcome, target, as_json, quiet)
+    show(outcome, target, as_json, quiet)
 
 
 for _name, _about in _COMMANDS.items():
@@ -175,7 +175,7 @@ def inspect(
         raise typer.BadParameter("--set is for a qconfig")
     with _errors_shown("inspect", target.name, as_json, debug):
         outcome = _inspected(target, overrides or [] if written else None, shapes, svg, quiet)
-    _show_whole(outcome, target, as_json, quiet)
+    show_whole(outcome, target, as_json, quiet)
 
 
 def _shapes(given: Sequence[str]) -> list[tuple[int, ...]]:
@@ -267,7 +267,7 @@ def _run(
         # What comes next is told with the same options, or it would be about other settings.
         options = [word for override in overrides or () for word in ("--set", override)]
         options += [] if output is None else ["--output", str(output)]
-        _show_whole(outcome, path, as_json, quiet, options)
+        show_whole(outcome, path, as_json, quiet, options)
         if outcome.budgets_missed:
             raise typer.Exit(BUDGETS_MISSED)
 
@@ -355,36 +355,6 @@ def _outcome(
 def _silence_torch() -> None:
     """torch logs hints about optional packages that a user cannot act on."""
     logging.getLogger("torch").setLevel(logging.ERROR)
-
-
-def _show_whole(
-    outcome: Outcome, path: Path, as_json: bool, quiet: bool, options: Sequence[str] = ()
-) -> None:
-    try:
-        _show(outcome, path, as_json, quiet, options)
-    except BrokenPipeError:  # `qconvert … | head`: the work is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _show(
-    outcome: Outcome, path: Path, as_json: bool, quiet: bool, options: Sequence[str] = ()
-) -> None:
-    from qconvert.console import Console
-
-    console = Console(quiet)
-    if as_json:
-        console.raw(outcome.to_json())
-    else:
-        console.tables(outcome.tables)
-        for line in outcome.lines:
-            console.result(line)
-        for file in outcome.files:
-            console.result(f"wrote {file}")
-        if outcome.following:
-            command = ["qconvert", outcome.following, str(path), *options]
-            console.result(f"next: {shlex.join(command)}")
-    for line in outcome.budgets_missed:
-        console.error("budget missed", line)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ _INTERVAL_S = 1.0
 # After a signal to all ranks: so long without a sign of life, and a rank is not just slow to end.
 _GRACE_S = 4.0
 _LEAVING_S = 5.0
+# torchrun's summary names the rank that ends first as the cause: rank 0, which knows more.
+_AFTER_S = 0.3
 _END = "end"
 
 
@@ -82,6 +84,8 @@ class Watch:
                 time.sleep(0.02)
         except RuntimeError:
             return  # who held the store has gone
+        if not self._here.first:
+            time.sleep(_AFTER_S)
 
     def missing(self) -> list[int]:
         """After a signal that all ranks have had: those that have neither ended by it nor show a

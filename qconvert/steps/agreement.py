@@ -11,9 +11,10 @@ from qconvert.errors import RankDiffersError
 from qconvert.images.folder import ImageSet
 from qconvert.measurement.environment import here
 from qconvert.models.checkpoint_file import checkpoint_digest
+from qconvert.qconfig_file import with_relative_paths
 from qconvert.ranks.team import First
 from qconvert.steps.judging import what_judges
-from qconvert.steps.same_model import Facts, compare, short
+from qconvert.steps.same_model import Facts, code_digest, compare, short
 from qconvert.steps.session import Session
 from qconvert.workspace import digest
 
@@ -31,7 +32,9 @@ def facts(session: Session) -> Facts:
     found["the kind of CPU"] = (
         f"{torch.backends.cpu.get_cpu_capability()}, {'' if machine.vnni else 'no '}VNNI"
     )
-    tree = session.config.model_dump(mode="json", exclude=set(_RANK_0_ALONE))
+    # Relative: a copy of everything may lie elsewhere.
+    tree = with_relative_paths(session.config, session.config_path.resolve().parent)
+    tree = {key: value for key, value in tree.items() if key not in _RANK_0_ALONE}
     found |= {f"{key} of the qconfig": value for key, value in _flat(tree)}
     if session.config.model.checkpoint is not None:
         found["the checkpoint"] = short(checkpoint_digest(session.config.model.checkpoint))
@@ -39,8 +42,10 @@ def facts(session: Session) -> Facts:
     found["the images, or their labels, of data.evaluation"] = _summary(
         session.listed_for_evaluation
     )
-    found["the code of data.transform"] = short(digest(session.reading))
-    found["the code of metrics and decoder"] = short(digest(what_judges(session)))
+    reading = session.reading
+    found["the preprocessing"] = short(digest(reading.get("preprocess")))
+    found["the code of data.transform"] = code_digest(reading.get("code", {}))
+    found["the code of metrics and decoder"] = code_digest(what_judges(session)["code"])
     return found
 
 

@@ -8,7 +8,7 @@ from qconvert.quantization.calibration import Calibration, calibrate
 from qconvert.quantization.distribution import BINS, SAMPLED
 from qconvert.quantization.layer_rules import asked_for, split_pairs
 from qconvert.steps.fuse import check_same_weights, fused_digest, make_fused
-from qconvert.steps.requests import Calibrating, unreadable
+from qconvert.steps.requests import Calibrating
 from qconvert.steps.same_model import check_model
 from qconvert.steps.session import Session
 from qconvert.workspace import digest, write_atomically
@@ -26,7 +26,7 @@ def make_calibration(session: Session) -> dict[str, Any]:
         return record
     others, section = session.others, session.config.calibration
     if others is not None:
-        others.ask(Calibrating(unreadable(session)))  # they build the model while this rank does
+        others.ask(Calibrating(session.skipped))  # they build the model while this rank does
     check_same_weights(session, fused_record)
     if others is not None:
         check_model(session, others)

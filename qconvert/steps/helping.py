@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qconvert import torchscript
 from qconvert.errors import QConvertError
-from qconvert.images.stream import Progress, no_progress
 from qconvert.qconfig import QConfig
 from qconvert.quantization.calibration import lend_calibration
 from qconvert.ranks.team import Helper, Over
@@ -20,36 +18,21 @@ from qconvert.steps.agreement import facts
 from qconvert.steps.calibrate import split_of
 from qconvert.steps.convert import int8_script, simulate
 from qconvert.steps.judging import lend_judging
+from qconvert.steps.readable import Skipped
 from qconvert.steps.requests import Calibrating, Judging, Kept, Recipe
 from qconvert.steps.same_model import model_facts
 from qconvert.steps.session import Session
-
-
-class _Silent:
-    """Rank 0 says everything."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    @contextmanager
-    def progress(self, title: str) -> Iterator[Progress]:
-        """None."""
-        yield no_progress
-
-    @contextmanager
-    def busy(self, title: str) -> Iterator[None]:
-        """None."""
-        yield
+from qconvert.steps.voice import Silent
 
 
 @dataclass(frozen=True)
 class _Share:
-    """What a rank has: its session, and the files that it was given, by digest. `unreadable` is
-    what rank 0 has told, before the session asks for it."""
+    """What a rank has: its session, and the files that it was given, by digest. `told` is what
+    rank 0 skips, before the session asks for it."""
 
     session: Session
     helper: Helper
-    unreadable: set[Path] = field(default_factory=set)
+    told: set[Skipped] = field(default_factory=set)
     files: dict[str, bytes] = field(default_factory=dict)
 
     def do(self, request: Any) -> None:
@@ -57,7 +40,7 @@ class _Share:
         if isinstance(request, Kept):
             self.files[request.digest] = request.content
             return
-        self.unreadable.update(request.unreadable)
+        self.told.update(request.skipped)
         if isinstance(request, Calibrating):
             self._calibrate()
         elif isinstance(request, Judging):
@@ -114,9 +97,9 @@ def help_first(helper: Helper, load: Callable[[], QConfig], path: Path) -> End:
 
 
 def _share(helper: Helper, load: Callable[[], QConfig], path: Path) -> _Share:
-    told: set[Path] = set()
+    told: set[Skipped] = set()
     try:
-        session = Session(load(), path, _Silent(), told_unreadable=told)
+        session = Session(load(), path, Silent(), told=told)
         helper.give(facts(session))
     except QConvertError as error:
         helper.give(error)  # a fact, too: rank 0 has come further

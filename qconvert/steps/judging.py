@@ -24,7 +24,7 @@ from qconvert.qconfig import TOP_K, LabelKind, is_callable
 from qconvert.ranks.team import First
 from qconvert.registry import DECODERS, METRICS
 from qconvert.steps.measured import FLOAT, Measured, measured
-from qconvert.steps.requests import Judging, Recipe, send_file, unreadable
+from qconvert.steps.requests import Judging, Recipe, send_file
 from qconvert.steps.same_model import check_model
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.user_code import Imports, folder_of, keep_importable, resolve
@@ -67,7 +67,7 @@ def judge(
 
 def _ask(session: Session, others: First, record: dict[str, Any], recipe: Recipe) -> None:
     original = send_file(others, session.workspace.path(FLOAT))
-    others.ask(Judging(unreadable(session), record, original, recipe))
+    others.ask(Judging(session.skipped, record, original, recipe))
     if recipe.plan is not None:
         check_model(session, others)
 

@@ -26,8 +26,9 @@ from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
 from qconvert.steps.requests import Recipe, file_recipe
-from qconvert.steps.session import Session, Voice
+from qconvert.steps.session import Session
 from qconvert.steps.timings import make_timings
+from qconvert.steps.voice import Voice
 
 # Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
 _QUICK_SECONDS = 2.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from qconvert.quantization.plan import Plan
 from qconvert.ranks.team import First
-from qconvert.steps.session import Session
+from qconvert.steps.readable import Skipped
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Kept:
 class Calibrating:
     """The share of `calibrate`."""
 
-    unreadable: frozenset[Path]
+    skipped: frozenset[Skipped]
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,10 @@ class Judging:
     """The share of `judge`: the model of the recipe beside the float model in the file of digest
     `original`; `fused` is the record of `fuse`, which says what is measured."""
 
-    unreadable: frozenset[Path]
+    skipped: frozenset[Skipped]
     fused: dict[str, Any]
     original: str
     recipe: Recipe
-
-
-def unreadable(session: Session) -> frozenset[Path]:
-    """The images that are skipped, of both sets."""
-    _ = session.calibration_images, session.evaluation_images
-    return frozenset(session.unreadable)
 
 
 def send_file(others: First, path: Path) -> str:

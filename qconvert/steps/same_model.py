@@ -21,7 +21,7 @@ def model_facts(session: Session) -> Facts:
     """What the model's share depends on that is built from these."""
     fused = session.fused
     return {
-        "the code of the model": short(digest(session.float_model.code)),
+        "the code of the model": code_digest(session.float_model.code),
         "the fused model's weights": short(weights_digest(session)),
         "the fused model's operators": short(
             digest([str(fused.graph.code), fused.folded, fused.paired])
@@ -39,6 +39,11 @@ def weights_digest(session: Session) -> str:
         else:  # what the user has quantized, and its parameters
             digests.update(repr(value).encode())
     return digests.hexdigest()
+
+
+def code_digest(files: Mapping[str, str]) -> str:
+    """A short digest of a user's files, whose paths (the keys) may be others elsewhere."""
+    return short(digest(sorted(files.values())))
 
 
 def check_model(session: Session, others: First) -> None:
