@@ -2,7 +2,8 @@
 
 Every image is decoded and run on its own, on one thread: a result depends on nothing but the
 image (float sums differ with the batch size and the number of threads), and the cores work on
-different images.
+different images. So may other processes, here or on other machines: batches are dealt out in turn,
+and the results come back in the order of the images.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from qconvert.errors import BadImageError, ModelInputError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader, shapes_of
-from qconvert.ranks.place import Place
+from qconvert.ranks.place import Place, place
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -234,12 +235,18 @@ def _batches(items: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
     return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
 
 
+def _workers() -> int:
+    """The cores, shared with the ranks on this machine."""
+    here = place()
+    return -(-cores() // here.local) if here is not None else cores()
+
+
 @contextmanager
 def _pool() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as there are cores; each runs torch on one."""
+    """As many threads as this process has cores; each runs torch on one."""
     with (
         one_thread(),
-        ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(_workers(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         yield pool
 
@@ -253,7 +260,7 @@ def _computed(
         with torch.inference_mode():
             return [function(item) for item in batch]
 
-    ahead, pending = 2 * cores(), deque[Future[list[Result]]]()
+    ahead, pending = 2 * _workers(), deque[Future[list[Result]]]()
     try:
         for batch in batches:
             pending.append(pool.submit(work, batch))

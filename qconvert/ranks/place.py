@@ -18,11 +18,12 @@ _NEEDED = ("MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Place:
-    """This process is number `rank` (from 0) of `world`; `limit_s` is how long a rank may be
-    silent."""
+    """This process is number `rank` (from 0) of `world`, `local` of which share its machine;
+    `limit_s` is how long a rank may be silent."""
 
     rank: int
     world: int
+    local: int = 1
     limit_s: float = _USUAL_LIMIT_S
 
     @property
@@ -54,7 +55,9 @@ def place(environment: Mapping[str, str] = os.environ) -> Place | None:
             f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not", where="environment"
         )
     _whole(environment, "MASTER_PORT")
-    return Place(rank, world, _limit_s(environment))
+    # Launchers other than torchrun leave it out: then each process may use all cores it is given.
+    local = _whole(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else 1
+    return Place(rank, world, max(1, local), _limit_s(environment))
 
 
 def _whole(environment: Mapping[str, str], name: str) -> int:
