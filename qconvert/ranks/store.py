@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
@@ -49,8 +51,12 @@ def connect(here: Place) -> Store:
     from torch.distributed.rendezvous import rendezvous
 
     wait_s = _JOINING * here.limit_s
+
+    def meet() -> Any:
+        return next(rendezvous("env://", timeout=timedelta(seconds=wait_s)))[0]
+
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=wait_s)))
+        store = _interruptible(meet)
     except (RuntimeError, ValueError) as error:
         raise RankSetupError(
             f"the {here.world} ranks did not meet within {wait_s:g} s: "
@@ -62,6 +68,20 @@ def connect(here: Place) -> Store:
     found: Any = PrefixStore("qconvert", store)  # whose declarations know str alone
     joined: Store = found
     return joined
+
+
+def _interruptible(work: Callable[[], Any]) -> Any:
+    """Does the work in another thread: Ctrl-C would wait for the end of what is inside torch."""
+    found: Future[Any] = Future()
+
+    def done() -> None:
+        try:
+            found.set_result(work())
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=done, daemon=True).start()
+    return found.result()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qconvert.errors import RankDiffersError
+from qconvert.errors import QConvertError, RankDiffersError
 from qconvert.images.folder import ImageSet
 from qconvert.measurement.environment import here
 from qconvert.models.checkpoint_file import checkpoint_digest
@@ -73,9 +73,10 @@ def _taken(others: First, rank: int) -> Facts:
     """The facts of a rank.
 
     Raises RankDiffersError with what keeps it from having any: it misses a file that is here."""
-    found: Facts | Exception = others.take(rank)
-    if isinstance(found, Exception):
-        raise RankDiffersError([f"rank {rank}: {line}" for line in str(found).splitlines()])
+    found: Facts | QConvertError = others.take(rank)
+    if isinstance(found, QConvertError):
+        place = f"{found.where}: " if found.where else ""
+        raise RankDiffersError([f"rank {rank}: {place}{fact}" for fact in found.facts])
     return found
 
 

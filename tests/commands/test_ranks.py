@@ -168,7 +168,7 @@ def test_rank_without_the_files_is_named(project: Project, tmp_path: Path) -> No
     results = Team.start([project.folder, tmp_path], "fuse", "my.yaml").end()
     for result in results:
         assert result.code == 6, result
-        assert "rank 1: my.yaml: cannot be opened" in result.err
+        assert "rank 1: my.yaml: cannot be read: No such file" in result.err
         assert "Traceback" not in result.err
     assert not project.output.exists()
 
