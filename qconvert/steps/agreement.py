@@ -14,7 +14,7 @@ from qconvert.models.checkpoint_file import checkpoint_digest
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.ranks.team import First
 from qconvert.steps.judging import what_judges
-from qconvert.steps.same_model import Facts, code_digest, compare, short
+from qconvert.steps.same_model import Facts, code_digest, differences, short
 from qconvert.steps.session import Session
 from qconvert.workspace import digest
 
@@ -56,9 +56,18 @@ def check_facts(session: Session, others: First) -> None:
     said only: it runs the same kernels, whose sums may differ in the last digits.
     """
     own = facts(session)
-    found = {rank: _taken(others, rank) for rank in others.others}
+    answers: dict[int, Facts | QConvertError] = {r: others.take(r) for r in others.others}
+    found = {rank: answer for rank, answer in answers.items() if isinstance(answer, dict)}
+    lines = [
+        line
+        for rank, answer in answers.items()
+        if isinstance(answer, QConvertError)
+        for line in _missing(rank, answer)
+    ]
     cpus = {own.pop(_CPU), *(theirs.pop(_CPU, own.get(_CPU, "")) for theirs in found.values())}
-    compare(own, found)
+    lines += differences(own, found)
+    if lines:
+        raise RankDiffersError(lines)
     if len(cpus) > 1:
         session.voice.say(
             f"ranks: the CPUs differ ({', '.join(sorted(cpus))}): figures may differ in the last "
@@ -69,15 +78,10 @@ def check_facts(session: Session, others: First) -> None:
     )
 
 
-def _taken(others: First, rank: int) -> Facts:
-    """The facts of a rank.
-
-    Raises RankDiffersError with what keeps it from having any: it misses a file that is here."""
-    found: Facts | QConvertError = others.take(rank)
-    if isinstance(found, QConvertError):
-        place = f"{found.where}: " if found.where else ""
-        raise RankDiffersError([f"rank {rank}: {place}{fact}" for fact in found.facts])
-    return found
+def _missing(rank: int, error: QConvertError) -> list[str]:
+    """What keeps a rank from having any facts: it lacks a file that is here."""
+    place = f"{error.where}: " if error.where else ""
+    return [f"rank {rank}: {place}{fact}" for fact in error.facts]
 
 
 def _summary(images: ImageSet) -> str:

@@ -51,23 +51,23 @@ def check_model(session: Session, others: First) -> None:
 
     Raises RankDiffersError.
     """
-    fix = None
-    if session.config.model.checkpoint is None:
-        fix = "give the weights as `model.checkpoint`: the source may draw others each time"
-    compare(model_facts(session), {rank: others.take(rank) for rank in others.others}, fix)
+    found = differences(model_facts(session), {r: others.take(r) for r in others.others})
+    if found:
+        fix = None
+        if session.config.model.checkpoint is None:
+            fix = "give the weights as `model.checkpoint`: the source may draw others each time"
+        raise RankDiffersError(found, fix=fix)
 
 
-def compare(own: Facts, found: Mapping[int, Facts], fix: str | None = None) -> None:
-    """Raises RankDiffersError that names what differs from rank 0's `own`, on which ranks."""
-    differ = [
+def differences(own: Facts, found: Mapping[int, Facts]) -> list[str]:
+    """What differs from rank 0's `own`, on which ranks; a line for each."""
+    return [
         f"rank {rank}: {name} {'differ' if _several(name) else 'differs'}: "
         f"{theirs.get(name, 'none')} there, {own.get(name, 'none')} on rank 0"
         for rank, theirs in found.items()
         for name in dict.fromkeys((*own, *theirs))
         if theirs.get(name) != own.get(name)
     ]
-    if differ:
-        raise RankDiffersError(differ, fix=fix)
 
 
 def _several(name: str) -> bool:

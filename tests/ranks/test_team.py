@@ -133,7 +133,6 @@ def test_unreadable_images_of_a_share_are_all_named(team, images) -> None:
 @pytest.fixture
 def model(images: ImageSet) -> FusedModel:
     torch.manual_seed(0)
-    # Hardswish has both zeros, of which either may be seen first.
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 4, 3), nn.ReLU())
     return fuse(capture(module.eval(), READ(images.files[0]), None, list), None)
 
