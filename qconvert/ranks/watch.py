@@ -14,8 +14,8 @@ from qconvert.ranks.store import Store, reachable
 
 _INTERVAL_S = 1.0
 # After a signal to all ranks: so long without a sign of life, and a rank is not just slow to end.
-_GRACE_S = 4.0
-_LEAVING_S = 5.0
+_GRACE_S = 8.0
+_LEAVING_S = 8.0
 # torchrun's summary names the rank that ends first as the cause: rank 0, which knows more.
 _AFTER_S = 0.3
 _END = "end"

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from project import Project, Result
-from team import LIMIT_S, Team, torchrun
+from team import BRIEF, LIMIT_S, Team, torchrun
 
 # Batches of two: 18 images are three rounds for three ranks.
 BATCHES = ("--set", "calibration.batch_size=2")
+LONG = ("--set", "benchmark.seconds=60")
 # A transform of which rank 1 alone does not come back from one image, or all ranks do.
 TRANSFORM = """
 import os, signal, torch
@@ -32,6 +33,14 @@ def prepare(image):
         os.kill(os.getpid(), signal.SIGKILL)
     pixels = F.pil_to_tensor(image).float() / 255
     return pixels * float("nan") if name == os.environ.get("NAN") else pixels
+"""
+
+# A model with other weights each time, as one that reads a clock.
+DRAWN = """
+def drawn():
+    import os
+    torch.manual_seed(int(os.environ["RANK"]))
+    return network()
 """
 
 
@@ -166,7 +175,9 @@ def test_ranks_that_have_other_files_or_none_are_named(project: Project, tmp_pat
 
 
 def test_ranks_that_build_other_weights_are_named(project: Project) -> None:
-    project.qconfig(model={"source": "network.py:network"})
+    project.qconfig(model={"source": "network.py:drawn"})
+    with (project.folder / "network.py").open("a") as file:
+        file.write(DRAWN)
     results = Team.start([project.folder] * 2, "calibrate", "my.yaml").end()
     for result in results:
         assert result.code == 6, result
@@ -183,7 +194,8 @@ def lost(project: Project) -> None:
 def test_killed_rank_is_told_by_the_others(project: Project) -> None:
     lost(project)
     folders = [project.folder] * 3
-    team = Team.start(folders, "calibrate", "my.yaml", *BATCHES, more={"LAST": "cow/2.png"})
+    last = {"LAST": "cow/2.png", **BRIEF}
+    team = Team.start(folders, "calibrate", "my.yaml", *BATCHES, more=last)
     results = team.end()
     assert [result.code for result in results] == [6, -signal.SIGKILL, 6]
     for result in (results[0], results[2]):
@@ -197,30 +209,21 @@ def test_killed_rank_is_told_by_the_others(project: Project) -> None:
     assert sorted(project.state()) == ["float.pt", "fused.json", "fused.pt"]  # whole
 
 
-def test_killed_rank_under_torchrun_is_told(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_rank_under_torchrun_is_told(project: Project) -> None:
     """torchrun ends the others at once, before they have missed it."""
     lost(project)
-    monkeypatch.setitem(team_environment(), "LAST", "cow/2.png")
-    result = torchrun(project, 3, "calibrate", "my.yaml", *BATCHES)
+    last = {"LAST": "cow/2.png"}
+    result = torchrun(project, 3, "calibrate", "my.yaml", *BATCHES, more=last)
     assert result.code != 0
     assert result.err.count("error (ranks: rank-lost)\nrank 1 was killed or crashed\n") == 2
     assert "interrupted" not in result.err
     assert sorted(project.state()) == ["float.pt", "fused.json", "fused.pt"]
 
 
-def team_environment() -> dict[str, str]:
-    """What all processes of a team are given."""
-    import team
-
-    return team._ENVIRONMENT
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_lost_rank_0_ends_the_others(project: Project, number: signal.Signals) -> None:
     """Killed, its connections close; of a machine that is lost nothing comes any more."""
-    team = Team.start([project.folder] * 2, "benchmark", "my.yaml", "--set", "benchmark.seconds=60")
+    team = Team.start([project.folder] * 2, "benchmark", "my.yaml", *LONG, more=BRIEF)
     team.wait_for("measuring latency …")
     first, other = team.processes
     first.send_signal(number)
@@ -233,7 +236,7 @@ def test_lost_rank_0_ends_the_others(project: Project, number: signal.Signals) -
 
 
 def test_interrupted_team_says_so_once(project: Project) -> None:
-    team = Team.start([project.folder] * 2, "benchmark", "my.yaml", "--set", "benchmark.seconds=60")
+    team = Team.start([project.folder] * 2, "benchmark", "my.yaml", *LONG)
     team.wait_for("measuring latency …")
     for process in team.processes:
         process.send_signal(signal.SIGINT)
