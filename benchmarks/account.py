@@ -141,7 +141,8 @@ def account(name: str, machine: Machine) -> list[str]:
         least = sum(machine.allows_s(o.macs, o.size_bytes) for o in members)
         lines.append(
             f"| {group} | {len(members)} | {sum(o.macs for o in members) / 1e6:.0f} | "
-            f"{1e6 * _seconds(members):.0f} | {1e6 * least:.0f} | {_seconds(members) / inside:.0%} |"
+            f"{1e6 * _seconds(members):.0f} | {1e6 * least:.0f} | "
+            f"{_seconds(members) / inside:.0%} |"
         )
     lines += ["", f"The {_SHOWN} operators that lose most:", "",
               "| operator | from, to | million multiply-accumulates | time, µs | allowed, µs |",

@@ -4,8 +4,8 @@
 
 Makes the peers' environment in build/peers (versions in peers_requirements.txt), converts each
 model with each tool from the same float model and images, and lets the results run turn by turn,
-each in a process of its own. What was converted is kept; `--again` converts anew. Results are kept by
-model in build/peers/results, and the page has all of them.
+each in a process of its own. What was converted is kept; `--again` converts anew. Results are kept
+by model in build/peers/results, and the page has all of them.
 """
 
 from __future__ import annotations

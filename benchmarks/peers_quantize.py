@@ -110,10 +110,10 @@ def main() -> None:
         model, transformer = float_model(sys.argv[1]), sys.argv[4] == "1"
         steps = {
             "export": lambda: export(model, onnx, samples[0]),
-            "onnxruntime": lambda: with_onnxruntime(onnx, folder / "onnxruntime.onnx", samples, transformer),
-            "nncf": lambda: with_nncf(
-                onnx, folder / "openvino.xml", samples, transformer
+            "onnxruntime": lambda: with_onnxruntime(
+                onnx, folder / "onnxruntime.onnx", samples, transformer
             ),
+            "nncf": lambda: with_nncf(onnx, folder / "openvino.xml", samples, transformer),
         }  # fmt: skip
         for name, step in steps.items():
             start = time.perf_counter()

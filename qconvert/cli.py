@@ -7,12 +7,12 @@ import errno
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,6 +20,9 @@ import typer
 
 from qconvert import __version__
 from qconvert.errors import BUDGETS_MISSED, BUG, OutputError, QConvertError
+from qconvert.ranks.place import place
+from qconvert.ranks.team import First, Helper, joined, noting
+from qconvert.showing import show, show_whole
 from qconvert.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 budgets missed, 2 usage or qconfig, 3 model or checkpoint, "
-    "4 images or labels, 5 not convertible or failed verification, 70 a bug of qconvert.",
+    "4 images or labels, 5 not convertible or failed verification, 6 processes that cannot work "
+    "together, 70 a bug of qconvert.",
 )
 
 QConfigPath = Annotated[
@@ -138,7 +142,7 @@ def init(
             from qconvert.steps.outcome import run_init
         with redirect_stdout(sys.stderr):
             outcome = run_init(asked, console)
-    _show(outcome, target, as_json, quiet)
+    show(outcome, target, as_json, quiet)
 
 
 for _name, _about in _COMMANDS.items():
@@ -189,7 +193,7 @@ def inspect(
         raise typer.BadParameter("--set is for a qconfig")
     with _errors_shown("inspect", target.name, as_json, debug):
         outcome = _inspected(target, overrides or [] if written else None, shapes, svg, quiet)
-    _show_whole(outcome, target, as_json, quiet)
+    show_whole(outcome, target, as_json, quiet)
 
 
 def _shapes(given: Sequence[str]) -> list[tuple[int, ...]]:
@@ -244,10 +248,12 @@ def main() -> None:
     try:
         app()
     except _Ended as ended:
-        sys.stderr.write(
-            f"interrupted by {signal.Signals(ended.number).name}: what was finished before is "
-            "whole, and the same command goes on from there\n"
-        )
+        here = place()
+        if here is None or here.first:
+            sys.stderr.write(
+                f"interrupted by {signal.Signals(ended.number).name}: what was finished before is "
+                "whole, and the same command goes on from there\n"
+            )
         raise SystemExit(128 + ended.number) from None
 
 
@@ -264,18 +270,46 @@ def _run(
 ) -> None:
     from qconvert.qconfig_file import load
 
-    with _errors_shown(command, path.name, as_json, debug):
-        config = load(path, overrides, output)
-        # Everything before this line answers without torch. What the user's own code prints is
-        # no result: stdout is for these, and with --json for one JSON object.
-        with redirect_stdout(sys.stderr):
-            outcome = _outcome(command, more, config, path, quiet, force)
-    # What comes next is told with the same options, or it would be about other settings.
-    options = [word for override in overrides or () for word in ("--set", override)]
-    options += [] if output is None else ["--output", str(output)]
-    _show_whole(outcome, path, as_json, quiet, options)
-    if outcome.budgets_missed:
-        raise typer.Exit(BUDGETS_MISSED)
+    shown = partial(_errors_shown, command, path.name, debug=debug)
+    with shown(as_json), joined(_give_up) as team:
+        if isinstance(team, Helper):
+            with shown(as_json=False):
+                _help(team, partial(load, path, overrides, output), path)
+            return
+        with shown(as_json), noting(team):
+            config = load(path, overrides, output)
+            # Everything before this line answers without torch, if there is one process. What the
+            # user's own code prints is no result: stdout is for these, and with --json for one
+            # JSON object.
+            with redirect_stdout(sys.stderr):
+                outcome = _outcome(command, more, config, path, quiet, force, team)
+        # What comes next is told with the same options, or it would be about other settings.
+        options = [word for override in overrides or () for word in ("--set", override)]
+        options += [] if output is None else ["--output", str(output)]
+        show_whole(outcome, path, as_json, quiet, options)
+        if outcome.budgets_missed:
+            raise typer.Exit(BUDGETS_MISSED)
+
+
+def _help(team: Helper, load: Callable[[], QConfig], path: Path) -> None:
+    """What this process does where another one runs the command."""
+    _silence_torch()
+    from qconvert.steps.helping import help_first
+
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        end = help_first(team, load, path)
+    if end.error is not None:
+        raise end.error
+    if end.code:
+        raise typer.Exit(end.code)
+
+
+def _give_up(error: QConvertError) -> NoReturn:
+    """Ends a process whose main thread waits forever."""
+    from qconvert.console import Console
+
+    Console().error(f"{error.title}: {error.name}", error.message)
+    os._exit(error.exit_code)
 
 
 @contextmanager
@@ -283,6 +317,8 @@ def _errors_shown(command: str, name: str, as_json: bool, debug: bool) -> Iterat
     """Ends with the exit code of what went wrong, after one message. `name` is the qconfig's."""
     try:
         yield
+    except typer.Exit:  # what went wrong has been shown
+        raise
     except QConvertError as error:
         shown = error
     except OSError as error:
@@ -313,7 +349,13 @@ def _bug() -> NoReturn:
 
 
 def _outcome(
-    command: str, more: dict[str, Any], config: QConfig, path: Path, quiet: bool, force: bool
+    command: str,
+    more: dict[str, Any],
+    config: QConfig,
+    path: Path,
+    quiet: bool,
+    force: bool,
+    team: First | None,
 ) -> Outcome:
     from qconvert.console import Console
     from qconvert.settings_lines import settings_lines
@@ -326,44 +368,18 @@ def _outcome(
         with console.busy("importing torch"):
             _silence_torch()
             from qconvert.steps import outcome
+            from qconvert.steps.agreement import check_facts
             from qconvert.steps.session import Session
         run: Callable[..., Outcome] = getattr(outcome, f"run_{command}")
-        return run(Session(config, path, console, force), **more)
+        session = Session(config, path, console, force, team)
+        if team is not None:
+            check_facts(session, team)
+        return run(session, **more)
 
 
 def _silence_torch() -> None:
     """torch logs hints about optional packages that a user cannot act on."""
     logging.getLogger("torch").setLevel(logging.ERROR)
-
-
-def _show_whole(
-    outcome: Outcome, path: Path, as_json: bool, quiet: bool, options: Sequence[str] = ()
-) -> None:
-    try:
-        _show(outcome, path, as_json, quiet, options)
-    except BrokenPipeError:  # `qconvert … | head`: the work is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _show(
-    outcome: Outcome, path: Path, as_json: bool, quiet: bool, options: Sequence[str] = ()
-) -> None:
-    from qconvert.console import Console
-
-    console = Console(quiet)
-    if as_json:
-        console.raw(outcome.to_json())
-    else:
-        console.tables(outcome.tables)
-        for line in outcome.lines:
-            console.result(line)
-        for file in outcome.files:
-            console.result(f"wrote {file}")
-        if outcome.following:
-            command = ["qconvert", outcome.following, str(path), *options]
-            console.result(f"next: {shlex.join(command)}")
-    for line in outcome.budgets_missed:
-        console.error("budget missed", line)
 
 
 if __name__ == "__main__":

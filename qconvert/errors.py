@@ -280,6 +280,43 @@ class TimingError(ConversionError):
     remedy = "run the files alone with torch.jit.load to see which one fails, and report it"
 
 
+# ---- 6: several processes
+
+
+class RankError(QConvertError):
+    """The processes that torchrun has started cannot work together. Every one of them says so."""
+
+    exit_code = 6
+    title = "ranks"
+
+
+class RankSetupError(RankError):
+    """RANK and WORLD_SIZE are set, and the other variables of torchrun are not or make no sense; or
+    the processes did not find each other in time."""
+
+    name = "rank-setup"
+    remedy = "start the command with torchrun (docs/cluster.md), or unset RANK and WORLD_SIZE"
+
+
+class RankDiffersError(RankError):
+    """A process has another qconfig, other images, another checkpoint, other versions or another
+    kind of CPU than rank 0, or builds another model from them: figures would be of a mixture."""
+
+    name = "rank-differs"
+    remedy = "give every machine the same files under the same paths, and the same packages"
+
+
+class RankLostError(RankError):
+    """A process has ended, was killed, ran out of memory, or its machine does not answer any more.
+    What was finished before is whole."""
+
+    name = "rank-lost"
+    remedy = (
+        "look at what that process said last, and whether its machine was out of memory; the same "
+        "command goes on from where it was"
+    )
+
+
 # A bug of qconvert: its traceback is shown. Not 1, which Python would give it.
 BUG = 70
 # Exit code 1 is not an error: the work is done, and a budget of the qconfig is missed.

@@ -19,6 +19,7 @@ CODES = {
     3: "model or checkpoint",
     4: "images, labels or metrics",
     5: "not convertible, or failed verification",
+    6: "several processes (torchrun) that cannot work together",
     BUG: "a bug of qconvert, with its traceback: please report it",
     130: "interrupted by Ctrl-C (143: by SIGTERM, 129: by SIGHUP)",
 }

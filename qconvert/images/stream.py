@@ -2,7 +2,8 @@
 
 Every image is decoded and run on its own, on one thread: a result depends on nothing but the
 image (float sums differ with the batch size and the number of threads), and the cores work on
-different images.
+different images. So may other processes, here or on other machines: batches are dealt out in turn,
+and the results come back in the order of the images.
 """
 
 from __future__ import annotations
@@ -13,19 +14,46 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from qconvert.errors import BadImageError, ModelInputError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader, shapes_of
+from qconvert.ranks.place import Place, place
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Called with the number of images done and the number of all.
 Progress = Callable[[int, int], None]
 Size = tuple[int, int]
+
+
+class Others(Protocol):
+    """The other processes that run a function over the same images: rank 0's view of them."""
+
+    @property
+    def others(self) -> range:
+        """Their ranks."""
+        ...
+
+    def take(self, rank: int) -> Any:
+        """The next answer of one of them; raises what it raised."""
+        ...
+
+
+class Receiver(Protocol):
+    """Another rank's view of rank 0."""
+
+    @property
+    def place(self) -> Place:
+        """Which share is this rank's."""
+        ...
+
+    def give(self, answer: Any) -> None:
+        """Sends an answer."""
+        ...
 
 
 def no_progress(done: int, total: int) -> None:
@@ -55,17 +83,20 @@ def map_images(
     *,
     batch_size: int = 8,
     progress: Progress = no_progress,
+    others: Others | None = None,
 ) -> Generator[Result, None, None]:
     """Yields `function(inputs)` for every image, in the order of `images.files`.
 
-    `batch_size` images are handed to a worker at a time; results do not depend on it.
+    `batch_size` images are handed to a worker at a time; results do not depend on it. Of `others`,
+    who call `lend` with the same, each has its turn; their results and errors come in their place.
 
     Raises BadImageError that names all unreadable files, ModelInputError when torch's operators
     refuse an image.
     """
     return map_numbered(
-        lambda inputs, _: function(inputs), images, read, batch_size=batch_size, progress=progress
-    )
+        lambda inputs, _: function(inputs), images, read, batch_size=batch_size, progress=progress,
+        others=others,
+    )  # fmt: skip
 
 
 def map_numbered(
@@ -75,9 +106,40 @@ def map_numbered(
     *,
     batch_size: int = 8,
     progress: Progress = no_progress,
+    others: Others | None = None,
 ) -> Generator[Result, None, None]:
     """As `map_images`, with the place of the image in `images.files`."""
+    work = _on_image(function, read)
+    found = _in_order(work, list(enumerate(images.files)), batch_size, progress, others)
+    with closing(found) as results:
+        try:
+            yield from results
+        except BadImageError as error:
+            raise all_unreadable(images, read) or error from None
 
+
+def lend(
+    function: Callable[[Inputs, int], Result],
+    images: ImageSet,
+    read: Reader,
+    receiver: Receiver,
+    *,
+    batch_size: int,
+) -> None:
+    """Runs the share of this rank, and sends rank 0 the results of each batch.
+
+    Raises what `function` raises and BadImageError; whoever calls sends that, too.
+    """
+    here = receiver.place
+    batches = _batches(list(enumerate(images.files)), batch_size)[here.rank :: here.world]
+    with _pool() as pool, closing(_computed(pool, _on_image(function, read), batches)) as found:
+        for results in found:
+            receiver.give(results.result())
+
+
+def _on_image(
+    function: Callable[[Inputs, int], Result], read: Reader
+) -> Callable[[tuple[int, Path]], Result]:
     def work(item: tuple[int, Path]) -> Result:
         place, path = item
         inputs = read(path)
@@ -90,12 +152,7 @@ def map_numbered(
                 where=str(path),
             ) from error
 
-    found = _in_order(work, list(enumerate(images.files)), batch_size, progress)
-    with closing(found) as results:
-        try:
-            yield from results
-        except BadImageError as error:
-            raise all_unreadable(images, read) or error from None
+    return work
 
 
 def unreadable(
@@ -157,29 +214,60 @@ def _in_order(
     items: Sequence[Item],
     batch_size: int,
     progress: Progress,
+    others: Others | None = None,
 ) -> Generator[Result, None, None]:
-    """`function` of every item, on as many threads as there are cores; each runs torch on one."""
+    """`function` of every item; the batches of other ranks are taken from them."""
+    ranks = [0, *(others.others if others is not None else ())]
+    batches = _batches(items, batch_size)
+    done = 0
+    progress(0, len(items))
+    with _pool() as pool, closing(_computed(pool, function, batches[:: len(ranks)])) as own:
+        for i in range(len(batches)):
+            rank = ranks[i % len(ranks)]
+            results: list[Result]
+            results = next(own).result() if others is None or not rank else others.take(rank)
+            done += len(results)
+            yield from results
+            progress(done, len(items))
+
+
+def _batches(items: Sequence[Item], batch_size: int) -> list[Sequence[Item]]:
+    return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+
+
+def _workers() -> int:
+    """The cores, shared with the ranks on this machine."""
+    here = place()
+    return -(-cores() // here.local) if here is not None else cores()
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as this process has cores; each runs torch on one."""
+    with (
+        one_thread(),
+        ThreadPoolExecutor(_workers(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield pool
+
+
+def _computed(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], batches: Sequence[Sequence[Item]]
+) -> Generator[Future[list[Result]], None, None]:
+    """`function` of the items of each batch, a few batches ahead of what is read."""
 
     def work(batch: Sequence[Item]) -> list[Result]:
         with torch.inference_mode():
             return [function(item) for item in batch]
 
-    batches = deque(items[i : i + batch_size] for i in range(0, len(items), batch_size))
-    done, workers = 0, cores()
-    pending: deque[Future[list[Result]]] = deque()
-    progress(0, len(items))
-    with (
-        one_thread(),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        try:
-            while batches or pending:
-                while batches and len(pending) < 2 * workers:
-                    pending.append(pool.submit(work, batches.popleft()))
-                results = pending.popleft().result()
-                done += len(results)
-                yield from results
-                progress(done, len(items))
-        finally:
-            for future in pending:
-                future.cancel()
+    ahead, pending = 2 * _workers(), deque[Future[list[Result]]]()
+    try:
+        for batch in batches:
+            pending.append(pool.submit(work, batch))
+            if len(pending) == ahead:
+                yield pending.popleft()
+        while pending:
+            yield pending.popleft()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -14,7 +14,7 @@ from torch import Tensor
 from qconvert.errors import LabelError, MetricError, NotFiniteImageError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
-from qconvert.images.stream import Progress, map_numbered, no_progress
+from qconvert.images.stream import Others, Progress, Receiver, lend, map_numbered, no_progress
 from qconvert.measurement.answers import Answer, Decoder
 from qconvert.measurement.confidence import Confidence, compare_confidence
 from qconvert.measurement.metrics import Metric, Row, Seen, cosine
@@ -109,22 +109,18 @@ def compare(
     *,
     batch_size: int,
     progress: Progress = no_progress,
+    others: Others | None = None,
 ) -> Comparison:
     """Runs both models on every image and compares their outputs; memory does not grow with them.
 
     Every image is run on its own, at its own size: a result depends on nothing but the image
-    (layers with dynamic ranges would depend on the others of a batch).
+    (layers with dynamic ranges would depend on the others of a batch). `others` call
+    `lend_comparison` with the same.
 
     Raises NotFiniteImageError that names the images on which `reference` is not finite.
     """
-
-    def run(inputs: Inputs, place: int) -> _Judged:
-        label: Any = images.labels[place] if images.labels is not None else None
-        if isinstance(label, Path) and judge.metrics:
-            label = read.mask(label)
-        return _judged(reference(*inputs), measured(*inputs), label, judge)
-
-    found = map_numbered(run, images, read, batch_size=batch_size, progress=progress)
+    run = _judging(reference, measured, images, read, judge)
+    found = map_numbered(run, images, read, batch_size=batch_size, progress=progress, others=others)
     rows = list(found)
     wrong = [p for p, row in zip(images.files, rows, strict=True) if not math.isfinite(row.signal)]
     if wrong:
@@ -143,6 +139,21 @@ def compare(
         lowest_cosine=float(cosines.min()),
         sqnr_db=bootstrap(_ratio, energies),
     )
+
+
+def lend_comparison(
+    reference: Model,
+    measured: Model,
+    images: ImageSet,
+    read: Reader,
+    judge: Judge,
+    receiver: Receiver,
+    *,
+    batch_size: int,
+) -> None:
+    """This rank's share of what rank 0 does in `compare`."""
+    run = _judging(reference, measured, images, read, judge)
+    lend(run, images, read, receiver, batch_size=batch_size)
 
 
 def check_classes(images: ImageSet, outputs: int) -> None:
@@ -167,6 +178,20 @@ def check_classes(images: ImageSet, outputs: int) -> None:
             where=str(images.root),
             fix=fix,
         )
+
+
+def _judging(
+    reference: Model, measured: Model, images: ImageSet, read: Reader, judge: Judge
+) -> Callable[[Inputs, int], _Judged]:
+    """What is done with the inputs of each image and its place among them."""
+
+    def run(inputs: Inputs, place: int) -> _Judged:
+        label: Any = images.labels[place] if images.labels is not None else None
+        if isinstance(label, Path) and judge.metrics:
+            label = read.mask(label)
+        return _judged(reference(*inputs), measured(*inputs), label, judge)
+
+    return run
 
 
 def _judged(reference: Tensor, measured: Tensor, label: Any, judge: Judge) -> _Judged:

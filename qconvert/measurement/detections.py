@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
-from qconvert.images.stream import Progress, map_images, no_progress
+from qconvert.images.stream import Others, Progress, Receiver, lend, map_images, no_progress
 from qconvert.measurement.accuracy import Comparison, mean
 from qconvert.measurement.statistics import bootstrap
 
@@ -66,16 +66,41 @@ def compare_detections(
     *,
     batch_size: int,
     progress: Progress = no_progress,
+    others: Others | None = None,
 ) -> Comparison:
     """Runs both models on every image; the agreement is the mean share of detections that both
-    have (see `same_detections`), with its interval over images."""
-
-    def run(inputs: Inputs) -> float:
-        found: Sequence[Detections] = reference(*inputs)
-        return same_detections(found[0], measured(*inputs)[0])
-
-    shares = list(map_images(run, images, read, batch_size=batch_size, progress=progress))
+    have (see `same_detections`), with its interval over images. `others` call `lend_detections`
+    with the same."""
+    found = map_images(
+        _sharing(reference, measured), images, read,
+        batch_size=batch_size, progress=progress, others=others,
+    )  # fmt: skip
+    shares = list(found)
     return Comparison(
         images=len(shares),
         agreement=bootstrap(mean, np.array(shares)),
     )
+
+
+def lend_detections(
+    reference: Callable[..., Any],
+    measured: Callable[..., Any],
+    images: ImageSet,
+    read: Reader,
+    receiver: Receiver,
+    *,
+    batch_size: int,
+) -> None:
+    """This rank's share of what rank 0 does in `compare_detections`."""
+    run = _sharing(reference, measured)
+    lend(lambda inputs, _: run(inputs), images, read, receiver, batch_size=batch_size)
+
+
+def _sharing(
+    reference: Callable[..., Any], measured: Callable[..., Any]
+) -> Callable[[Inputs], float]:
+    def run(inputs: Inputs) -> float:
+        found: Sequence[Detections] = reference(*inputs)
+        return same_detections(found[0], measured(*inputs)[0])
+
+    return run

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,20 @@ from torch.fx import GraphModule, Interpreter, Node
 from qconvert.errors import NotFiniteImageError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
-from qconvert.images.stream import Progress, map_images, no_progress
+from qconvert.images.stream import Others, Progress, Receiver, lend, map_images, no_progress
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import is_tensor, kind_of, operator_name
-from qconvert.quantization.distribution import Distribution, Histogram, NotFiniteError, observe
+from qconvert.quantization.distribution import (
+    Distribution,
+    Histogram,
+    NotFiniteError,
+    averaged,
+    observe,
+)
+
+# What is kept of one image by itself: the range of each tensor, which the moving average needs in
+# the order of the images; or the name of a tensor that is not finite.
+_Ranges = dict[str, tuple[float, float]] | str
 
 
 @dataclass(frozen=True)
@@ -89,38 +100,89 @@ def calibrate(
     averaging: float,
     split: frozenset[str] = frozenset(),
     progress: Progress = no_progress,
+    others: Others | None = None,
 ) -> Calibration:
     """Runs the images one by one and adds up the distributions.
 
     Memory does not grow with the number of images, and the result does not depend on
-    `batch_size`, on threads, or (the moving average apart) on the order. `split` names layers whose
-    result is observed before the activation that is paired with them.
+    `batch_size`, on threads, on `others`, who call `lend_calibration` with the same, or (the moving
+    average apart) on the order. `split` names layers whose result is observed before the activation
+    that is paired with them.
 
     Raises NotFiniteImageError naming the image whose tensors are not finite.
     """
-    wanted = observed_values(model, split)
-    total: dict[str, Distribution] = {}
-
-    def run(inputs: Inputs) -> dict[str, Distribution] | str:
-        seen = _Seen(wanted, averaging)
-        try:
-            seen.run(model, inputs)
-        except NotFiniteError:
-            return seen.at
-        return seen.distributions
-
-    found = map_images(run, images, read, batch_size=batch_size, progress=progress)
+    sums = _Sums(model, observed_values(model, split), averaging)
+    averages: dict[str, tuple[float, float]] = {}
+    found = map_images(
+        sums.add, images, read, batch_size=batch_size, progress=progress, others=others
+    )
     with closing(found) as results:
-        for path, seen in zip(images.files, results, strict=True):
-            if isinstance(seen, str):
+        for path, ranges in zip(images.files, results, strict=True):
+            if isinstance(ranges, str):
                 raise NotFiniteImageError(
-                    f"the float model computes NaN or infinity in {seen} on this image",
+                    f"the float model computes NaN or infinity in {ranges} on this image",
                     where=str(path),
                 )
-            for name, distribution in seen.items():
-                before = total.get(name)
-                total[name] = before.merged(distribution, averaging) if before else distribution
-    return Calibration(len(images), {name: total[name] for name in sorted(total)})
+            for name, new in ranges.items():
+                old = averages.get(name, new)
+                low, high = (averaged(a, b, averaging) for a, b in zip(old, new, strict=True))
+                averages[name] = (low, high)
+    if others is not None:
+        for rank in others.others:
+            sums.merge(others.take(rank))
+    tensors = {
+        name: replace(total, average_min=averages[name][0], average_max=averages[name][1])
+        for name, total in sorted(sums.total.items())
+    }
+    return Calibration(len(images), tensors)
+
+
+def lend_calibration(
+    model: FusedModel,
+    images: ImageSet,
+    read: Reader,
+    receiver: Receiver,
+    *,
+    batch_size: int,
+    averaging: float,
+    split: frozenset[str] = frozenset(),
+) -> None:
+    """This rank's share of what rank 0 does in `calibrate`: the ranges of each image, and in the
+    end the distributions of all of them together."""
+    sums = _Sums(model, observed_values(model, split), averaging)
+    lend(lambda inputs, _: sums.add(inputs), images, read, receiver, batch_size=batch_size)
+    receiver.give(sums.total)
+
+
+class _Sums:
+    """The distributions of the images so far, added up by whichever thread has another one: counts
+    and extremes do not depend on the order. The averages in them are of no use."""
+
+    def __init__(self, model: FusedModel, wanted: set[str], averaging: float) -> None:
+        self._model = model
+        self._wanted = wanted
+        self._averaging = averaging
+        self._lock = threading.Lock()
+        self.total: dict[str, Distribution] = {}
+
+    def add(self, inputs: Inputs) -> _Ranges:
+        """Runs the model on an image."""
+        seen = _Seen(self._wanted, self._averaging)
+        try:
+            seen.run(self._model, inputs)
+        except NotFiniteError:
+            return seen.at
+        self.merge(seen.distributions)
+        return {name: (d.average_min, d.average_max) for name, d in seen.distributions.items()}
+
+    def merge(self, found: dict[str, Distribution]) -> None:
+        """Adds what was observed on other images."""
+        with self._lock:
+            for name, distribution in found.items():
+                before = self.total.get(name)
+                self.total[name] = (
+                    before.merged(distribution, self._averaging) if before else distribution
+                )
 
 
 def observed_in(model: FusedModel, inputs: Inputs) -> dict[str, Distribution]:

@@ -84,20 +84,21 @@ class Distribution:
 
     def merged(self, later: Distribution, averaging: float) -> Distribution:
         """This distribution and one more image's; `averaging` is the weight of the new image."""
-
-        def average(old: float, new: float) -> float:
-            return old + averaging * (new - old)
-
         return Distribution(
             self.images + later.images,
             min(self.minimum, later.minimum),
             max(self.maximum, later.maximum),
-            average(self.average_min, later.average_min),
-            average(self.average_max, later.average_max),
+            averaged(self.average_min, later.average_min, averaging),
+            averaged(self.average_max, later.average_max, averaging),
             _joined(np.minimum, self.channel_min, later.channel_min),
             _joined(np.maximum, self.channel_max, later.channel_max),
             self.histogram + later.histogram,
         )
+
+
+def averaged(old: float, new: float, averaging: float) -> float:
+    """The moving average `old` after one more value, whose weight is `averaging`."""
+    return old + averaging * (new - old)
 
 
 def _joined(extreme: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -113,7 +114,8 @@ def observe(x: Tensor) -> Distribution:
     Raises NotFiniteError for NaN or infinity.
     """
     axes = tuple(axis for axis in range(x.dim()) if axis != 1) or (0,)
-    channel_min, channel_max = x.amin(axes), x.amax(axes)
+    # `+ 0.0` makes zero of minus zero: which of the two is the minimum depends on the order.
+    channel_min, channel_max = x.amin(axes) + 0.0, x.amax(axes) + 0.0
     minimum, maximum = float(channel_min.min()), float(channel_max.max())
     if not (math.isfinite(minimum) and math.isfinite(maximum)):
         raise NotFiniteError

@@ -29,6 +29,7 @@ from qconvert.steps.convert import INT8, make_int8
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
 from qconvert.steps.portability import check_shown, on_classes
+from qconvert.steps.requests import file_recipe
 from qconvert.steps.session import Session
 from qconvert.workspace import write_atomically
 
@@ -47,7 +48,12 @@ def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
     converted = make_int8(session)
     workspace, config = session.workspace, session.config
     int8 = torchscript.load(workspace.path(INT8))
-    accuracy = judge(session, int8, "measuring accuracy of the file")
+    accuracy = judge(
+        session,
+        int8,
+        "measuring accuracy of the file",
+        lambda others: file_recipe(others, workspace.path(INT8)),
+    )
     with session.voice.busy("measuring latency"):
         latency = measure(
             workspace.path(FLOAT),

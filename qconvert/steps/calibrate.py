@@ -8,6 +8,8 @@ from qconvert.quantization.calibration import Calibration, calibrate
 from qconvert.quantization.distribution import BINS, SAMPLED
 from qconvert.quantization.layer_rules import asked_for, split_pairs
 from qconvert.steps.fuse import check_same_weights, fused_digest, make_fused
+from qconvert.steps.requests import Calibrating
+from qconvert.steps.same_model import check_model
 from qconvert.steps.session import Session
 from qconvert.workspace import digest, write_atomically
 
@@ -22,8 +24,12 @@ def make_calibration(session: Session) -> dict[str, Any]:
     key = _key(session, fused_record)
     if (record := session.fresh("calibrate", RECORD, lambda _: key)) is not None:
         return record
+    others, section = session.others, session.config.calibration
+    if others is not None:
+        others.ask(Calibrating(session.skipped))  # they build the model while this rank does
     check_same_weights(session, fused_record)
-    section = session.config.calibration
+    if others is not None:
+        check_model(session, others)
     with session.voice.progress("calibrating") as progress:
         result = calibrate(
             session.fused,
@@ -31,8 +37,9 @@ def make_calibration(session: Session) -> dict[str, Any]:
             session.read,
             batch_size=section.batch_size,
             averaging=section.averaging,
-            split=_split(session),
+            split=split_of(session),
             progress=progress,
+            others=others,
         )
     write_atomically(workspace.path(DISTRIBUTIONS), result.to_bytes())
     content = {
@@ -57,8 +64,10 @@ def read_calibration(session: Session) -> Calibration:
     return Calibration.from_bytes(session.workspace.path(DISTRIBUTIONS).read_bytes())
 
 
-def _split(session: Session) -> frozenset[str]:
-    """Raises QConfigError for a rule that matches nothing: before the images run, not after."""
+def split_of(session: Session) -> frozenset[str]:
+    """The layers that are observed before their activation.
+
+    Raises QConfigError for a rule that matches nothing: before the images run, not after."""
     return split_pairs(session.fused, asked_for(session.fused, session.config.quantization))
 
 
@@ -73,6 +82,6 @@ def _key(session: Session, fused_record: dict[str, Any]) -> str:
             "reading": session.reading,
             "histogram": [BINS, SAMPLED],
             # Without rules nothing is split, and a fresh run need not build the model.
-            "split": sorted(_split(session)) if session.config.quantization.layers else [],
+            "split": sorted(split_of(session)) if session.config.quantization.layers else [],
         }
     )

@@ -32,6 +32,7 @@ from qconvert.steps.judging import judge, what_judges
 from qconvert.steps.measured import FLOAT, Measured, measured
 from qconvert.steps.overflow import make_overflow, planned
 from qconvert.steps.portability import verified_isa
+from qconvert.steps.requests import Recipe
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, make_timings
 from qconvert.workspace import TEMPORARY, digest, write_atomically
@@ -67,9 +68,9 @@ def make_int8(session: Session) -> dict[str, Any]:
         session.voice.say(f"convert: {note}")
     with session.voice.busy("lowering to int8"):
         model = lower(session.fused, plan, Int8(plan))
-        script = torchscript.freeze(session.fused.assembly.script(model))
+        script = _scripted(session, model)
     parts_sqnr = _check_prediction(session, plan, model, script, measured(fused_record))
-    accuracy = judge(session, script, "measuring int8 accuracy")
+    accuracy = judge(session, script, "measuring int8 accuracy", lambda _: Recipe(plan=plan))
     lowered = session.fused.assembly.eager(model)
     other_size = _other_size(session, lowered, script)
     verified = verified_isa(session, torchscript.to_bytes(script), measured(fused_record))
@@ -132,6 +133,15 @@ def _fewer_bits(plan: Plan) -> list[dict[str, str]]:
 def simulate(session: Session, plan: Plan) -> Callable[..., Any]:
     """The model that the plan predicts, in float arithmetic."""
     return session.fused.assembly.eager(lower(session.fused, plan, Simulated()))
+
+
+def int8_script(session: Session, plan: Plan) -> Callable[..., Any]:
+    """The model that `make_int8` saves."""
+    return _scripted(session, lower(session.fused, plan, Int8(plan)))
+
+
+def _scripted(session: Session, model: GraphModule) -> torch.jit.ScriptModule:
+    return torchscript.freeze(session.fused.assembly.script(model))
 
 
 def _check_cpu(session: Session) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from qconvert.models.outputs import tensors
 from qconvert.models.tracing import DIFFERS
 from qconvert.steps.judging import judge_of
 from qconvert.steps.measured import FLOAT, measured, measured_of, say_what_is_measured
+from qconvert.steps.same_model import weights_digest
 from qconvert.steps.session import FUSE_RECORD, LIBRARY_PREPROCESS, Session
 from qconvert.user_code import digests_now, guarded
 from qconvert.workspace import digest, write_atomically
@@ -84,7 +84,7 @@ def make_fused(session: Session) -> dict[str, Any]:
         "sized": [place[2:-1] or "code of torch" for place in fused.assembly.sized],
         "largest_difference": difference,
         "tolerance": tolerance,
-        "weights": _weights_digest(session),
+        "weights": weights_digest(session),
         LIBRARY_PREPROCESS: session.library_preprocess,
     }
     for line in kept_lines(content):
@@ -116,7 +116,7 @@ def fused_digest(record: dict[str, Any]) -> str:
 
 def check_same_weights(session: Session, record: dict[str, Any]) -> None:
     """Raises FusionError when the source built other weights than for the `fuse` record."""
-    if _weights_digest(session) != record["weights"]:
+    if weights_digest(session) != record["weights"]:
         raise FusionError(
             "the source builds other weights than when `fuse` ran",
             where="model.source",
@@ -258,14 +258,3 @@ def _result(session: Session, model: Callable[..., Any], inputs: Inputs) -> dict
             if several
             else "set `data.preprocess.resize: [height, width]`, so that all inputs have one size",
         ) from error
-
-
-def _weights_digest(session: Session) -> str:
-    digests = hashlib.sha256()
-    for name, value in sorted(session.fused.graph.state_dict().items()):
-        digests.update(name.encode())
-        if isinstance(value, Tensor) and not value.is_quantized:
-            digests.update(value.contiguous().numpy().tobytes())
-        else:  # what the user has quantized, and its parameters
-            digests.update(repr(value).encode())
-    return digests.hexdigest()

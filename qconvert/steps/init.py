@@ -23,7 +23,7 @@ from qconvert.qconfig import ModelSection, Preprocess
 from qconvert.qconfig_file import load
 from qconvert.registry import MODEL_SOURCES
 from qconvert.starter import TODO, Findings, Request, Setting, to_yaml
-from qconvert.steps.session import Voice
+from qconvert.steps.voice import Voice
 from qconvert.workspace import write_atomically
 
 # Names of folders that hold a part of the images, most telling first.

@@ -15,8 +15,9 @@ from qconvert.quantization.advice import Block, resisting_blocks
 from qconvert.quantization.forecast import Forecast, forecast
 from qconvert.quantization.lowering.file_inspection import FileInspection, inspect_file
 from qconvert.reports.graph_svg import Picture, to_svg
-from qconvert.steps.session import Session, Voice
+from qconvert.steps.session import Session
 from qconvert.steps.timings import costs_by, recorded_timings
+from qconvert.steps.voice import Voice
 from qconvert.workspace import write_atomically
 
 

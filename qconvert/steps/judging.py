@@ -8,14 +8,24 @@ from typing import Any
 
 from qconvert import torchscript
 from qconvert.errors import LabelError, MetricError
+from qconvert.images.stream import Receiver
 from qconvert.measurement import answers, metrics
-from qconvert.measurement.accuracy import Comparison, Judge, check_classes, compare
+from qconvert.measurement.accuracy import (
+    Comparison,
+    Judge,
+    check_classes,
+    compare,
+    lend_comparison,
+)
 from qconvert.measurement.answers import Decoder
-from qconvert.measurement.detections import compare_detections
+from qconvert.measurement.detections import compare_detections, lend_detections
 from qconvert.measurement.metrics import Metric
 from qconvert.qconfig import TOP_K, LabelKind, is_callable
+from qconvert.ranks.team import First
 from qconvert.registry import DECODERS, METRICS
 from qconvert.steps.measured import FLOAT, Measured, measured
+from qconvert.steps.requests import Judging, Recipe, send_file
+from qconvert.steps.same_model import check_model
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.user_code import Imports, folder_of, keep_importable, resolve
 
@@ -24,18 +34,31 @@ _FIVE = 5
 _PER_CLASS = "per_class"
 
 
-def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison:
-    """A model's accuracy beside the float model's, on the evaluation images."""
+def judge(
+    session: Session,
+    model: Callable[..., Any],
+    title: str,
+    recipe: Callable[[First], Recipe] | None,
+) -> Comparison:
+    """A model's accuracy beside the float model's, on the evaluation images. By its `recipe` other
+    ranks make the same model; it is asked for if there are any. Without one they have no part in
+    it."""
+    others, record = session.others, session.workspace.read(FUSE_RECORD) or {}
+    if recipe is None:
+        others = None
+    elif others is not None:
+        _ask(session, others, record, recipe(others))
     original = torchscript.freeze(torchscript.load(session.workspace.path(FLOAT)))
-    seen = measured(session.workspace.read(FUSE_RECORD) or {})
+    seen = measured(record)
     images, read = session.evaluation_images, session.read
     batch_size = session.config.calibration.batch_size
     chosen = judge_of(session, seen)
     with session.voice.progress(title) as progress:
         if seen.detections:
             return compare_detections(
-                original, model, images, read, batch_size=batch_size, progress=progress
-            )
+                original, model, images, read,
+                batch_size=batch_size, progress=progress, others=others,
+            )  # fmt: skip
         return compare(
             seen.of(original),
             seen.of(model),
@@ -44,7 +67,36 @@ def judge(session: Session, model: Callable[..., Any], title: str) -> Comparison
             chosen,
             batch_size=batch_size,
             progress=progress,
+            others=others,
         )
+
+
+def _ask(session: Session, others: First, record: dict[str, Any], recipe: Recipe) -> None:
+    original = send_file(others, session.workspace.path(FLOAT))
+    others.ask(Judging(session.skipped, record, original, recipe))
+    if recipe.plan is not None:
+        check_model(session, others)
+
+
+def lend_judging(
+    session: Session,
+    original: Any,
+    model: Callable[..., Any],
+    record: dict[str, Any],
+    receiver: Receiver,
+) -> None:
+    """Another rank's share of `judge`; `original` is the model in `float.pt`, `record` that of
+    `fuse`."""
+    seen, original = measured(record), torchscript.freeze(original)
+    images, read = session.evaluation_images, session.read
+    batch_size = session.config.calibration.batch_size
+    if seen.detections:
+        lend_detections(original, model, images, read, receiver, batch_size=batch_size)
+        return
+    chosen = judge_of(session, seen)
+    lend_comparison(
+        seen.of(original), seen.of(model), images, read, chosen, receiver, batch_size=batch_size
+    )
 
 
 def judge_of(session: Session, seen: Measured) -> Judge:

@@ -27,8 +27,10 @@ from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
 from qconvert.steps.overflow import RECORD as OVERFLOW
 from qconvert.steps.overflow import WITHOUT_VNNI, make_overflow, planned
-from qconvert.steps.session import Session, Voice
+from qconvert.steps.requests import Recipe, file_recipe
+from qconvert.steps.session import Session
 from qconvert.steps.timings import make_timings
+from qconvert.steps.voice import Voice
 
 # Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
 _QUICK_SECONDS = 2.0
@@ -117,7 +119,12 @@ def run_fuse(session: Session) -> Outcome:
     """Fuses, then measures the fused model."""
     record = fuse_step.make_fused(session)
     path = session.workspace.path(fuse_step.FUSED)
-    accuracy = judge(session, torchscript.load(path), "measuring accuracy")
+    accuracy = judge(
+        session,
+        torchscript.load(path),
+        "measuring accuracy",
+        lambda others: file_recipe(others, path),
+    )
     latency = _quick_latency(session, {"fused": path})
     refused = tuple(f"not fused: {r['operator']}: {r['reason']}" for r in record["refused"])
     pairs = Table(
@@ -144,7 +151,8 @@ def run_calibrate(session: Session) -> Outcome:
     timings = make_timings(session)
     plan = planned(session, timings, make_overflow(session, timings))
     simulated = convert_step.simulate(session, plan)
-    accuracy = judge(session, simulated, "simulating int8 accuracy")
+    recipe = Recipe(plan=plan, simulated=True)
+    accuracy = judge(session, simulated, "simulating int8 accuracy", lambda _: recipe)
     latency = _quick_latency(session, {})
     lines = (
         f"{record['images']} images, {len(record['tensors'])} tensors, observer "

@@ -55,7 +55,9 @@ def on_classes(session: Session, file: Path, classes: Sequence[str]) -> tuple[On
     found = []
     for name in classes:
         with LimitedProcess(name, needs) as process:
-            accuracy = judge(session, process.load(int8), f"measuring accuracy on {name}")
+            # The limited process is this machine's: other ranks have none.
+            model = process.load(int8)
+            accuracy = judge(session, model, f"measuring accuracy on {name}", None)
         with session.voice.busy(f"measuring latency on {name}"):
             latency = measure(
                 workspace.path(FLOAT),

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from qconvert import __version__, torchscript
-from qconvert.errors import FACTS_SHOWN, BadImageError, QConfigError, TransformError
-from qconvert.images.decode import is_rotated
+from qconvert.errors import BadImageError, QConfigError, TransformError
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.preprocess import Inputs, Preprocessed, Reader, Transformed
-from qconvert.images.stream import Progress, Size, all_unreadable, sizes, unreadable
+from qconvert.images.stream import Size, all_unreadable, sizes
 from qconvert.models.detectors import Detector
 from qconvert.models.division import Wishes
 from qconvert.models.fusion import FusedModel, fuse
@@ -25,6 +24,9 @@ from qconvert.models.graph import capture, check_inputs
 from qconvert.models.pixels import PixelInput, inner_path
 from qconvert.models.source import FloatModel, build
 from qconvert.qconfig import Preprocess, QConfig
+from qconvert.ranks.team import First
+from qconvert.steps.readable import Readable, Skipped, same_images
+from qconvert.steps.voice import Voice
 from qconvert.user_code import Imports, folder_of, keep_importable, resolve
 from qconvert.workspace import Workspace, digest
 
@@ -38,22 +40,6 @@ FUSE_RECORD = "fused.json"
 LIBRARY_PREPROCESS = "library_preprocess"
 
 
-class Voice(Protocol):
-    """How a step talks while it works; results are returned, not said."""
-
-    def say(self, text: str) -> None:
-        """One line: a decision, a fallback, a warning."""
-        ...
-
-    def progress(self, title: str) -> AbstractContextManager[Progress]:
-        """A progress display for one loop over images."""
-        ...
-
-    def busy(self, title: str) -> AbstractContextManager[None]:
-        """A sign of life for work that cannot be counted."""
-        ...
-
-
 @dataclass(frozen=True)
 class Session:
     """One run of one command on one qconfig. What is expensive is made when first asked for."""
@@ -62,6 +48,10 @@ class Session:
     config_path: Path
     voice: Voice
     force: bool = False
+    # The other ranks, where this is the first of several.
+    others: First | None = None
+    # On another rank: the images that rank 0 skips (see `skipped`), instead of looking for them.
+    told: Set[Skipped] | None = None
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -71,6 +61,11 @@ class Session:
     @cached_property
     def calibration_images(self) -> ImageSet:
         """The images that set the ranges, at most `calibration.images` of them."""
+        return self._readable.only("calibration", self.listed_for_calibration, self.read)
+
+    @cached_property
+    def listed_for_calibration(self) -> ImageSet:
+        """These, readable or not."""
         # Ranges need no labels: the folder may be flat while the evaluation folder is not.
         found = read_folder(self.config.data.calibration, "none", None)
         section = self.config.calibration
@@ -80,54 +75,35 @@ class Session:
                 f"calibration: {section.images} of {len(found)} images, drawn with seed "
                 f"{section.seed} (calibration.images)"
             )
-        return self._readable("calibration", drawn)
+        return drawn
 
     @cached_property
     def evaluation_images(self) -> ImageSet:
         """The images that accuracy is measured on."""
+        return self._readable.only("evaluation", self.listed_for_evaluation, self.read)
+
+    @cached_property
+    def listed_for_evaluation(self) -> ImageSet:
+        """These, readable or not."""
         data = self.config.data
         # A decoder's characters are read as such where there are no labels, too.
         kind = "texts" if self.config.benchmark.decoder else self.config.label_kind
-        return self._readable(
-            "evaluation", read_folder(self.config.evaluation, data.labels, data.classes, kind)
-        )
+        return read_folder(self.config.evaluation, data.labels, data.classes, kind)
 
     @property
     def judged_on_calibration_images(self) -> bool:
         """Whether accuracy is measured on the images that set the ranges."""
-        return self.config.evaluation == self.config.data.calibration
-
-    def _readable(self, role: str, images: ImageSet) -> ImageSet:
-        """The images without those that cannot be read, if the qconfig wants to skip them."""
-        if self.judged_on_calibration_images:
-            role = "images"  # of both: what is said of them is said once
-        for note in images.notes:
-            self._say_once(f"{role}: {note}")
-        if self.config.data.on_bad_image == "skip":
-            with self.voice.progress(f"{role}: looking for unreadable images") as progress:
-                wrong = unreadable(images, self.read, progress)
-            for path, error in list(wrong.items())[:FACTS_SHOWN]:
-                self._say_once(f"{role}: skipped {path}: {error.facts[0]}")
-            if wrong:
-                self._say_once(f"{role}: {len(wrong)} of {len(images)} images skipped")
-            images = images.without(wrong)
-        if isinstance(self.read, Preprocessed) and self.read.steps.exif == "ignore":
-            rotated = sum(map(is_rotated, images.files))
-            if rotated:
-                self._say_once(
-                    f"{role}: rotation marks of the camera are ignored, as torchvision does, in "
-                    f"{rotated} of {len(images)} images (data.preprocess.exif: apply turns them)"
-                )
-        return images
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self.voice.say(text)
+        return same_images(self.config)
 
     @cached_property
-    def _said(self) -> set[str]:
-        return set()
+    def _readable(self) -> Readable:
+        return Readable(self.config, self.voice, self.told)
+
+    @property
+    def skipped(self) -> frozenset[Skipped]:
+        """The images of both sets that cannot be read and are skipped."""
+        _ = self.calibration_images, self.evaluation_images
+        return frozenset(self._readable.skipped)
 
     @cached_property
     def read(self) -> Reader:

@@ -1,5 +1,6 @@
 """Streamed distributions: exact, whatever the order and the grouping of the images."""
 
+import math
 from functools import reduce
 
 import numpy as np
@@ -202,3 +203,13 @@ def test_moving_average_depends_on_the_order():
     a, b = observed([-1.0, 2.0]), observed([-3.0, 10.0])
     assert (merge(a, b).average_min, merge(a, b).average_max) == pytest.approx((-1.02, 2.08))
     assert (merge(b, a).average_min, merge(b, a).average_max) == pytest.approx((-2.98, 9.92))
+
+
+def test_zero_has_no_sign() -> None:
+    """Or the extremes of many images would depend on which of them came first."""
+    one = observe(torch.tensor([[-0.0, -0.0], [1.0, 1.0]]).reshape(1, 2, 2, 1))
+    other = observe(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).reshape(1, 2, 2, 1))
+    for first, second in ((one, other), (other, one)):
+        merged = first.merged(second, 0.5)
+        assert math.copysign(1, merged.minimum) == 1
+        assert not np.signbit(merged.channel_min).any()

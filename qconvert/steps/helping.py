@@ -1,0 +1,108 @@
+"""What a rank does that is not the first: its share of whatever rank 0 asks for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qconvert import torchscript
+from qconvert.errors import QConvertError
+from qconvert.qconfig import QConfig
+from qconvert.quantization.calibration import lend_calibration
+from qconvert.ranks.team import Helper, Over
+from qconvert.ranks.watch import End
+from qconvert.steps.agreement import facts
+from qconvert.steps.calibrate import split_of
+from qconvert.steps.convert import int8_script, simulate
+from qconvert.steps.judging import lend_judging
+from qconvert.steps.readable import Skipped
+from qconvert.steps.requests import Calibrating, Judging, Kept, Recipe
+from qconvert.steps.same_model import model_facts
+from qconvert.steps.session import Session
+from qconvert.steps.voice import Silent
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a rank has: its session, and the files that it was given, by digest. `told` is what
+    rank 0 skips, before the session asks for it."""
+
+    session: Session
+    helper: Helper
+    told: set[Skipped] = field(default_factory=set)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def do(self, request: Any) -> None:
+        """Answers one request."""
+        if isinstance(request, Kept):
+            self.files[request.digest] = request.content
+            return
+        self.told.update(request.skipped)
+        if isinstance(request, Calibrating):
+            self._calibrate()
+        elif isinstance(request, Judging):
+            self._judge(request)
+
+    def _calibrate(self) -> None:
+        session, section = self.session, self.session.config.calibration
+        self.helper.give(model_facts(session))
+        lend_calibration(
+            session.fused,
+            session.calibration_images,
+            session.read,
+            self.helper,
+            batch_size=section.batch_size,
+            averaging=section.averaging,
+            split=split_of(session),
+        )
+
+    def _judge(self, request: Judging) -> None:
+        if request.recipe.plan is not None:
+            self.helper.give(model_facts(self.session))
+        original = torchscript.load(self.files[request.original])
+        model = self._made(request.recipe)
+        lend_judging(self.session, original, model, request.fused, self.helper)
+
+    def _made(self, recipe: Recipe) -> Callable[..., Any]:
+        if recipe.file is not None:
+            return torchscript.load(self.files[recipe.file])
+        assert recipe.plan is not None
+        make = simulate if recipe.simulated else int8_script
+        return make(self.session, recipe.plan)
+
+
+def help_first(helper: Helper, load: Callable[[], QConfig], path: Path) -> End:
+    """Works for rank 0 until it ends, and returns how it has. What goes wrong here is sent to rank
+    0, who tells it.
+
+    Raises RankLostError.
+    """
+    warnings.simplefilter("ignore")  # rank 0 has the same
+    try:
+        try:
+            share = _share(helper, load, path)
+            while True:
+                share.do(helper.asked())
+        except Over:
+            raise
+        except Exception as error:
+            helper.fail(error)
+            while True:  # no more than waiting for the end
+                helper.asked()
+    except Over as over:
+        return over.end
+
+
+def _share(helper: Helper, load: Callable[[], QConfig], path: Path) -> _Share:
+    told: set[Skipped] = set()
+    try:
+        session = Session(load(), path, Silent(), told=told)
+        helper.give(facts(session))
+    except QConvertError as error:
+        helper.give(error)  # a fact, too: rank 0 has come further
+        while True:
+            helper.asked()
+    return _Share(session, helper, told)

@@ -1,0 +1,63 @@
+"""What rank 0 asks the other ranks for, and how it asks."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qconvert.quantization.plan import Plan
+from qconvert.ranks.team import First
+from qconvert.steps.readable import Skipped
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How another rank makes the model that is judged: it loads the `file` with this digest; or it
+    builds the fused model and lowers it by the `plan`, `simulated` in float or to int8."""
+
+    file: str | None = None
+    plan: Plan | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file of rank 0's output folder, which others need not see; it is kept by its digest."""
+
+    digest: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """The share of `calibrate`."""
+
+    skipped: frozenset[Skipped]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The share of `judge`: the model of the recipe beside the float model in the file of digest
+    `original`; `fused` is the record of `fuse`, which says what is measured."""
+
+    skipped: frozenset[Skipped]
+    fused: dict[str, Any]
+    original: str
+    recipe: Recipe
+
+
+def send_file(others: First, path: Path) -> str:
+    """Gives all others a file, each content once, and returns its digest."""
+    content = path.read_bytes()
+    key = hashlib.sha256(content).hexdigest()
+    if key not in others.sent:
+        others.sent.add(key)
+        others.ask(Kept(key, content))
+    return key
+
+
+def file_recipe(others: First, path: Path) -> Recipe:
+    """That of a model in a file of the output folder; all others are given the file."""
+    return Recipe(file=send_file(others, path))
