@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load as safetensors_load
 from safetensors.numpy import save as safetensors_save
-from torch.fx import GraphModule, Interpreter, Node
+from torch import Tensor
 
 from qconvert.errors import NotFiniteImageError
 from qconvert.images.folder import ImageSet
@@ -22,11 +21,14 @@ from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import is_tensor, kind_of, operator_name
 from qconvert.quantization.distribution import (
     Distribution,
+    Growing,
     Histogram,
     NotFiniteError,
-    averaged,
-    observe,
+    averaging_to,
+    moved,
+    sampled_of,
 )
+from qconvert.quantization.watched import watched
 
 # What is kept of one image by itself: the range of each tensor, which the moving average needs in
 # the order of the images; or the name of a tensor that is not finite.
@@ -48,8 +50,6 @@ class Calibration:
         for name, seen in self.tensors.items():
             histogram = seen.histogram
             arrays[f"{name}.counts"] = histogram.counts
-            arrays[f"{name}.channel_min"] = seen.channel_min
-            arrays[f"{name}.channel_max"] = seen.channel_max
             scalars[name] = [
                 seen.minimum, seen.maximum, seen.average_min, seen.average_max,
                 histogram.exponent, histogram.first,
@@ -71,7 +71,6 @@ class Calibration:
             minimum, maximum, average_min, average_max, exponent, first = scalars
             tensors[name] = Distribution(
                 images, minimum, maximum, average_min, average_max,
-                arrays[f"{name}.channel_min"], arrays[f"{name}.channel_max"],
                 Histogram(exponent, first, arrays[f"{name}.counts"]),
             )  # fmt: skip
         return cls(images, tensors)
@@ -111,7 +110,7 @@ def calibrate(
 
     Raises NotFiniteImageError naming the image whose tensors are not finite.
     """
-    sums = _Sums(model, observed_values(model, split), averaging)
+    sums = _Sums(model, observed_values(model, split), averaging, sampled_of(len(images)))
     averages: dict[str, tuple[float, float]] = {}
     found = map_images(
         sums.add, images, read, batch_size=batch_size, progress=progress, others=others
@@ -124,16 +123,12 @@ def calibrate(
                     where=str(path),
                 )
             for name, new in ranges.items():
-                old = averages.get(name, new)
-                low, high = (averaged(a, b, averaging) for a, b in zip(old, new, strict=True))
-                averages[name] = (low, high)
-    if others is not None:
-        for rank in others.others:
-            sums.merge(others.take(rank))
-    tensors = {
-        name: replace(total, average_min=averages[name][0], average_max=averages[name][1])
-        for name, total in sorted(sums.total.items())
-    }
+                averages[name] = moved(averages.get(name, new), new, averaging)
+    total = sums.found
+    for rank in others.others if others is not None else ():
+        for name, seen in others.take(rank).items():  # type: ignore[union-attr]
+            total[name] = total[name] + seen if name in total else seen
+    tensors = {name: averaging_to(total[name], averages[name]) for name in sorted(total)}
     return Calibration(len(images), tensors)
 
 
@@ -149,40 +144,45 @@ def lend_calibration(
 ) -> None:
     """This rank's share of what rank 0 does in `calibrate`: the ranges of each image, and in the
     end the distributions of all of them together."""
-    sums = _Sums(model, observed_values(model, split), averaging)
+    sums = _Sums(model, observed_values(model, split), averaging, sampled_of(len(images)))
     lend(lambda inputs, _: sums.add(inputs), images, read, receiver, batch_size=batch_size)
-    receiver.give(sums.total)
+    receiver.give(sums.found)
 
 
 class _Sums:
     """The distributions of the images so far, added up by whichever thread has another one: counts
-    and extremes do not depend on the order. The averages in them are of no use."""
+    and extremes do not depend on the order."""
 
-    def __init__(self, model: FusedModel, wanted: set[str], averaging: float) -> None:
-        self._model = model
-        self._wanted = wanted
+    def __init__(self, model: FusedModel, wanted: set[str], averaging: float, sampled: int) -> None:
         self._averaging = averaging
-        self._lock = threading.Lock()
-        self.total: dict[str, Distribution] = {}
+        self._names = {n.name: operator_name(n) for n in model.graph.graph.nodes}
+        self._growing = {name: Growing(sampled) for name in wanted}
+        # The ranges of the image that a thread is at.
+        self._at = threading.local()
+        self._run = watched(model, wanted, self._see)
 
     def add(self, inputs: Inputs) -> _Ranges:
         """Runs the model on an image."""
-        seen = _Seen(self._wanted, self._averaging)
+        self._at.ranges = {}
         try:
-            seen.run(self._model, inputs)
-        except NotFiniteError:
-            return seen.at
-        self.merge(seen.distributions)
-        return {name: (d.average_min, d.average_max) for name, d in seen.distributions.items()}
+            self._run(*inputs)
+        except NotFiniteError as error:
+            return self._names[str(error)]
+        found: _Ranges = self._at.ranges
+        return found
 
-    def merge(self, found: dict[str, Distribution]) -> None:
-        """Adds what was observed on other images."""
-        with self._lock:
-            for name, distribution in found.items():
-                before = self.total.get(name)
-                self.total[name] = (
-                    before.merged(distribution, self._averaging) if before else distribution
-                )
+    def _see(self, name: str, value: Tensor) -> None:
+        try:
+            new = self._growing[name].add(value)
+        except NotFiniteError:
+            raise NotFiniteError(name) from None
+        ranges = self._at.ranges
+        ranges[name] = moved(ranges.get(name, new), new, self._averaging)
+
+    @property
+    def found(self) -> dict[str, Distribution]:
+        """What was seen of each tensor that was seen; without averages."""
+        return {name: g.distribution for name, g in self._growing.items() if g.images}
 
 
 def observed_in(model: FusedModel, inputs: Inputs) -> dict[str, Distribution]:
@@ -190,44 +190,8 @@ def observed_in(model: FusedModel, inputs: Inputs) -> dict[str, Distribution]:
 
     Raises NotFiniteError.
     """
-    seen = _Seen({node.name for node in model.graph.graph.nodes}, 1.0)
-    seen.run(model, inputs)
-    return seen.distributions
-
-
-class _Seen:
-    """What was observed on one image; a part that runs several times adds up."""
-
-    def __init__(self, wanted: set[str], averaging: float) -> None:
-        self._wanted = wanted
-        self._averaging = averaging
-        self.distributions: dict[str, Distribution] = {}
-        self.at = ""
-
-    def run(self, model: FusedModel, inputs: Inputs) -> None:
-        """Runs the model and observes the wanted values as they are computed."""
-        observed = model.assembly.eager(model.graph, lambda part: _Observing(part, self).run)
-        with torch.inference_mode():
-            observed(*inputs)
-
-    def see(self, node: Node, value: Any) -> None:
-        """Adds a value, if it is wanted."""
-        if node.name in self._wanted and isinstance(value, torch.Tensor) and value.numel():
-            self.at = operator_name(node)
-            found, before = observe(value), self.distributions.get(node.name)
-            self.distributions[node.name] = (
-                before.merged(found, self._averaging) if before else found
-            )
-
-
-class _Observing(Interpreter):
-    """Runs a part and shows its values as they are computed."""
-
-    def __init__(self, part: GraphModule, seen: _Seen) -> None:
-        super().__init__(part)
-        self._seen = seen
-
-    def run_node(self, node: Node) -> Any:
-        value = super().run_node(node)
-        self._seen.see(node, value)
-        return value
+    sums = _Sums(model, {node.name for node in model.graph.graph.nodes}, 1.0, sampled_of(1))
+    ranges = sums.add(inputs)
+    if isinstance(ranges, str):
+        raise NotFiniteError(ranges)
+    return {name: averaging_to(seen, ranges[name]) for name, seen in sums.found.items()}

@@ -8,7 +8,8 @@ result depends only on the values seen, not on their order or on how they were s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ BINS = 2048
 # At most so many elements of one tensor of one image are counted in the histogram, evenly
 # spaced; minimum and maximum are of all elements. Counting everything costs more than the model.
 SAMPLED = 1 << 16
+# Of many images fewer of each are enough; so many at least.
+_LEAST_SAMPLED = 1 << 14
+_OF_ALL_IMAGES = 1 << 20
 _SMALLEST_EXPONENT = -100
 
 
@@ -68,9 +72,8 @@ class Histogram:
 class Distribution:
     """What is known of a tensor: of one image, or of many after `+`.
 
-    `channel_min` and `channel_max` (float32) run along axis 1; of images that differ in its length
-    (the steps of a line of text) there is one value. `average_min` and `average_max` are
-    the exponential averages of the images' ranges, which alone depend on the order.
+    `average_min` and `average_max` are the exponential averages of the images' ranges, which alone
+    depend on the order.
     """
 
     images: int
@@ -78,72 +81,127 @@ class Distribution:
     maximum: float
     average_min: float
     average_max: float
-    channel_min: np.ndarray
-    channel_max: np.ndarray
     histogram: Histogram
 
-    def merged(self, later: Distribution, averaging: float) -> Distribution:
-        """This distribution and one more image's; `averaging` is the weight of the new image."""
-        return Distribution(
-            self.images + later.images,
-            min(self.minimum, later.minimum),
-            max(self.maximum, later.maximum),
-            averaged(self.average_min, later.average_min, averaging),
-            averaged(self.average_max, later.average_max, averaging),
-            _joined(np.minimum, self.channel_min, later.channel_min),
-            _joined(np.maximum, self.channel_max, later.channel_max),
-            self.histogram + later.histogram,
+    def __add__(self, other: Distribution) -> Distribution:
+        """Of the images of both; the averages stay those of this one."""
+        return replace(
+            self,
+            images=self.images + other.images,
+            minimum=min(self.minimum, other.minimum),
+            maximum=max(self.maximum, other.maximum),
+            histogram=self.histogram + other.histogram,
         )
 
 
-def averaged(old: float, new: float, averaging: float) -> float:
-    """The moving average `old` after one more value, whose weight is `averaging`."""
-    return old + averaging * (new - old)
+Range = tuple[float, float]
 
 
-def _joined(extreme: np.ufunc, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    if a.shape != b.shape:
-        a, b = (extreme.reduce(side, keepdims=True) for side in (a, b))
-    joined: np.ndarray = extreme(a, b)
-    return joined
+def moved(average: Range, new: Range, averaging: float) -> Range:
+    """The moving average of ranges after one more, whose weight is `averaging`."""
+    low, high = (a + averaging * (b - a) for a, b in zip(average, new, strict=True))
+    return low, high
+
+
+def averaging_to(seen: Distribution, average: Range) -> Distribution:
+    """The distribution with the average of its images' ranges."""
+    return replace(seen, average_min=average[0], average_max=average[1])
+
+
+class Growing:
+    """The distribution of a tensor to which images are added, by any number of threads: the sum of
+    what `observe` finds in each, at the cost of one more array of counts."""
+
+    def __init__(self, sampled: int = SAMPLED) -> None:
+        self._lock = threading.Lock()
+        self._sampled = sampled
+        self.images = 0
+        self._range = (math.inf, -math.inf)
+        self._exponent, self._first = 0, 0
+        self._counts = np.zeros(0, np.int64)
+
+    def add(self, x: Tensor) -> Range:
+        """Adds an image's tensor (float32, any shape with elements), and returns its range.
+
+        Raises NotFiniteError for NaN or infinity; nothing is added then.
+        """
+        low, high = _extremes(x)
+        values = _sample(x, self._sampled)
+        with self._lock:
+            self._make_room(low, high)
+            self._counts += _counts(values, self._exponent, self._first, len(self._counts))
+            self._range = min(self._range[0], low), max(self._range[1], high)
+            self.images += 1
+        return low, high
+
+    def _make_room(self, low: float, high: float) -> None:
+        first, last = _bin(low, self._exponent), _bin(high, self._exponent)
+        if self.images and self._first <= first and last < self._first + len(self._counts):
+            return
+        room = _empty(low, high)
+        if self.images:
+            room = Histogram(self._exponent, self._first, self._counts) + room
+        self._exponent, self._first, self._counts = room.exponent, room.first, room.counts
+
+    @property
+    def distribution(self) -> Distribution:
+        """Of all images so far; the averages are the whole range."""
+        histogram = Histogram(self._exponent, self._first, self._counts)
+        return Distribution(self.images, *self._range, *self._range, histogram)
+
+
+def sampled_of(images: int) -> int:
+    """How many elements of a tensor are counted of each of so many images."""
+    return min(max(_OF_ALL_IMAGES // images, _LEAST_SAMPLED), SAMPLED)
 
 
 def observe(x: Tensor) -> Distribution:
-    """The distribution of one image's tensor: float32, (1, channels, …).
+    """The distribution of one image's tensor: float32, any shape.
 
     Raises NotFiniteError for NaN or infinity.
     """
-    axes = tuple(axis for axis in range(x.dim()) if axis != 1) or (0,)
+    growing = Growing()
+    growing.add(x)
+    return growing.distribution
+
+
+def _extremes(x: Tensor) -> Range:
+    low, high = torch.aminmax(x)
     # `+ 0.0` makes zero of minus zero: which of the two is the minimum depends on the order.
-    channel_min, channel_max = x.amin(axes) + 0.0, x.amax(axes) + 0.0
-    minimum, maximum = float(channel_min.min()), float(channel_max.max())
-    if not (math.isfinite(minimum) and math.isfinite(maximum)):
+    found = float(low) + 0.0, float(high) + 0.0
+    if not (math.isfinite(found[0]) and math.isfinite(found[1])):
         raise NotFiniteError
-    return Distribution(
-        1, minimum, maximum, minimum, maximum,
-        channel_min.reshape(-1).numpy().copy(), channel_max.reshape(-1).numpy().copy(),
-        _count(_sample(x), minimum, maximum),
-    )  # fmt: skip
+    return found
 
 
-def _sample(x: Tensor) -> Tensor:
+def _sample(x: Tensor, count: int) -> np.ndarray:
     """Evenly spaced elements, in the order of memory; every channel and position has its turn."""
     if x.dim() == 4:
         x = x.permute(0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else x
-    flat = x.reshape(-1)
-    step = -(-flat.numel() // SAMPLED)
-    while math.gcd(step, flat.numel()) > 1:
+    flat: np.ndarray = x.reshape(-1).numpy()
+    step = -(-len(flat) // count)
+    while math.gcd(step, len(flat)) > 1:
         step += 1  # a common divisor would skip whole channels, rows or columns
     return flat[::step]
 
 
-def _count(values: Tensor, minimum: float, maximum: float) -> Histogram:
-    exponent = _exponent(minimum, maximum)
-    width = math.ldexp(1.0, exponent)
-    first, last = math.floor(minimum / width), math.floor(maximum / width)
+def _bin(value: float, exponent: int) -> int:
+    return math.floor(math.ldexp(value, -exponent))
+
+
+def _empty(low: float, high: float) -> Histogram:
+    """With room for a range, and nothing counted."""
+    exponent = _exponent(low, high)
+    first = _bin(low, exponent)
+    return Histogram(exponent, first, np.zeros(_bin(high, exponent) - first + 1, np.int64))
+
+
+def _counts(values: np.ndarray, exponent: int, first: int, length: int) -> np.ndarray:
+    """How many values (float32) are in each of `length` bins."""
     # Powers of two divide exactly, also in float32.
-    bins = (values * (1.0 / width)).floor_().to(torch.int64).sub_(first)
-    return Histogram(exponent, first, torch.bincount(bins, minlength=last - first + 1).numpy())
+    bins = values * np.float32(math.ldexp(1.0, -exponent))
+    np.floor(bins, out=bins)
+    return np.bincount(bins.astype(np.int64) - first, minlength=length)
 
 
 def _exponent(minimum: float, maximum: float) -> int:

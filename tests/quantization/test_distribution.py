@@ -1,6 +1,7 @@
 """Streamed distributions: exact, whatever the order and the grouping of the images."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 
 import numpy as np
@@ -13,8 +14,10 @@ from qconvert.quantization.distribution import (
     BINS,
     SAMPLED,
     Distribution,
+    Growing,
     Histogram,
     NotFiniteError,
+    moved,
     observe,
 )
 
@@ -28,8 +31,14 @@ def observed(values) -> Distribution:
     return observe(torch.tensor(values, dtype=torch.float32).reshape(1, 1, -1))
 
 
+def averaged(parts, weight: float) -> tuple[float, float]:
+    """The moving average of the ranges of images."""
+    ranges = [(seen.minimum, seen.maximum) for seen in map(observed, parts)]
+    return reduce(lambda a, b: moved(a, b, weight), ranges)
+
+
 def merge(a: Distribution, b: Distribution) -> Distribution:
-    return a.merged(b, 0.01)
+    return a + b
 
 
 def facts(seen: Distribution) -> tuple:
@@ -37,7 +46,6 @@ def facts(seen: Distribution) -> tuple:
     histogram = seen.histogram
     return (
         seen.images, seen.minimum, seen.maximum,
-        seen.channel_min.tolist(), seen.channel_max.tolist(),
         histogram.exponent, histogram.first, histogram.counts.tolist(),
     )  # fmt: skip
 
@@ -152,8 +160,6 @@ def test_large_tensors_have_exact_ends_and_an_even_sample(layout):
     x[0, 5, 77, 3], x[0, 2, 129, 129] = -9.0, 17.0
     seen = observe(x)
     assert (seen.minimum, seen.maximum) == (-9.0, 17.0)
-    assert torch.equal(torch.tensor(seen.channel_min), x.amin((0, 2, 3)))
-    assert torch.equal(torch.tensor(seen.channel_max), x.amax((0, 2, 3)))
     counts, centers = seen.histogram.counts, seen.histogram.centers
     assert SAMPLED // 3 <= counts.sum() <= SAMPLED
     below = counts[centers < 0.5].sum() / counts.sum()
@@ -189,20 +195,19 @@ def test_memory_layout_changes_nothing():
 @given(st.lists(images, min_size=1, max_size=6), st.sampled_from([0.01, 0.3, 1.0]))
 def test_moving_average_weighs_each_new_image(parts, weight):
     """In closed form: image i of n has weight c (1 - c)^(n - 1 - i), the first one the rest."""
-    seen = reduce(lambda a, b: a.merged(b, weight), map(observed, parts))
+    average = averaged(parts, weight)
     n = len(parts)
     shares = [weight * (1 - weight) ** (n - 1 - i) for i in range(n)]
     shares[0] = (1 - weight) ** (n - 1)
     low = sum(s * float(np.float32(min(p))) for s, p in zip(shares, parts, strict=True))
     high = sum(s * float(np.float32(max(p))) for s, p in zip(shares, parts, strict=True))
-    assert seen.average_min == pytest.approx(low, rel=1e-9, abs=1e-6)
-    assert seen.average_max == pytest.approx(high, rel=1e-9, abs=1e-6)
+    assert average == pytest.approx((low, high), rel=1e-9, abs=1e-6)
 
 
 def test_moving_average_depends_on_the_order():
-    a, b = observed([-1.0, 2.0]), observed([-3.0, 10.0])
-    assert (merge(a, b).average_min, merge(a, b).average_max) == pytest.approx((-1.02, 2.08))
-    assert (merge(b, a).average_min, merge(b, a).average_max) == pytest.approx((-2.98, 9.92))
+    a, b = [-1.0, 2.0], [-3.0, 10.0]
+    assert averaged([a, b], 0.01) == pytest.approx((-1.02, 2.08))
+    assert averaged([b, a], 0.01) == pytest.approx((-2.98, 9.92))
 
 
 def test_zero_has_no_sign() -> None:
@@ -210,6 +215,30 @@ def test_zero_has_no_sign() -> None:
     one = observe(torch.tensor([[-0.0, -0.0], [1.0, 1.0]]).reshape(1, 2, 2, 1))
     other = observe(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).reshape(1, 2, 2, 1))
     for first, second in ((one, other), (other, one)):
-        merged = first.merged(second, 0.5)
-        assert math.copysign(1, merged.minimum) == 1
-        assert not np.signbit(merged.channel_min).any()
+        assert math.copysign(1, (first + second).minimum) == 1
+
+
+@examples
+@given(st.lists(images_or_constants, min_size=1, max_size=6))
+def test_images_that_are_added_to_one_another_count_as_their_sum(parts):
+    growing = Growing()
+    for part in parts:
+        growing.add(torch.tensor(part, dtype=torch.float32))
+    assert facts(growing.distribution) == facts(reduce(merge, map(observed, parts)))
+
+
+def test_threads_that_add_to_one_distribution_lose_nothing():
+    images = [torch.randn(1, 4, 50, generator=torch.Generator().manual_seed(i)) * 2.0**(i % 9)
+              for i in range(200)]  # fmt: skip
+    growing = Growing()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(growing.add, images))
+    assert facts(growing.distribution) == facts(reduce(merge, map(observe, images)))
+
+
+def test_image_that_is_refused_leaves_nothing():
+    growing = Growing()
+    growing.add(torch.tensor([1.0, 2.0]))
+    with pytest.raises(NotFiniteError):
+        growing.add(torch.tensor([5.0, float("nan")]))
+    assert facts(growing.distribution) == facts(observed([1.0, 2.0]))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.quantization.affine import affine, fake_quantize
-from qconvert.quantization.distribution import Distribution, observe
+from qconvert.quantization.distribution import Distribution, averaging_to, moved, observe
 from qconvert.registry import ACTIVATION_OBSERVERS
 
 examples = settings(max_examples=100, deadline=None, derandomize=True)
@@ -20,7 +20,9 @@ values_of_an_image = st.lists(
 
 def seen(*images) -> Distribution:
     parts = [observe(torch.tensor(np.float32(i)).reshape(1, 1, -1)) for i in images]
-    return reduce(lambda a, b: a.merged(b, 0.1), parts)
+    ranges = [(part.minimum, part.maximum) for part in parts]
+    average = reduce(lambda a, b: moved(a, b, 0.1), ranges)
+    return averaging_to(reduce(lambda a, b: a + b, parts), average)
 
 
 def chosen(observer: str, distribution: Distribution, percentile=0.9999, levels=255):
