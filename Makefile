@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures zoo zoo-all clean
+.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers account zoo zoo-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,13 @@ costs: install ## time int8 against float operators and write the table that pla
 figures: install ## measure every figure of the README and write them there
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet
 	$(BIN)/python benchmarks/figures.py README.md
+
+bench-peers: install ## int8 beside ONNX Runtime and OpenVINO, into docs/performance.md: about an hour
+	$(BIN)/python benchmarks/peers.py docs/performance.md
+	$(MAKE) account
+
+account: install ## where the time of resnet50's and mobilenet_v2's int8 files goes, after bench-peers
+	$(BIN)/python benchmarks/account.py docs/performance.md resnet50 mobilenet_v2
 
 zoo: install ## convert and measure 27 architectures of torchvision into build/zoo/zoo.md
 	$(BIN)/python benchmarks/zoo.py build/zoo/zoo.md

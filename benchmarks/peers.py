@@ -113,9 +113,22 @@ def prepare(model: Subject, python: Path, again: bool) -> dict[str, Any]:
             stdout=subprocess.PIPE, text=True, check=True,
             env=os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())},
         ).stdout  # fmt: skip
-        recorded.write_text(json.dumps({"seconds": json.loads(out.splitlines()[-1])}))
+        seconds = json.loads(out.splitlines()[-1]) | {"own": own_seconds(model)}
+        recorded.write_text(json.dumps({"seconds": seconds}))
     found: dict[str, Any] = json.loads(recorded.read_text())
     return found
+
+
+def own_seconds(model: Subject) -> float:
+    """Of this tool's conversion in one process, on the same images; for CPUs with VNNI, as the
+    peers'."""
+    settings = ["calibration.images=100", "quantization.isa=vnni"]
+    out = subprocess.run(
+        [sys.executable, HERE / "peers_own.py", model.qconfig, *settings],
+        stdout=subprocess.PIPE, text=True, check=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())},
+    ).stdout  # fmt: skip
+    return sum(json.loads(out.splitlines()[-1]).values())
 
 
 def files(model: Subject, python: Path) -> dict[str, tuple[Path | str, Path]]:

@@ -53,6 +53,7 @@ def lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for i, setting in enumerate(first["settings"]):
         rows = [r for r in results if len(r["settings"]) > i]
         found += ["", f"### {_setting(setting)}", "", *_table(rows, i)]
+    found += ["", "### The conversion, in seconds", "", *_conversions(results)]
     found += ["", "### SQNR of the logits against float, in dB", "", *_sqnr(results)]
     return found
 
@@ -98,6 +99,22 @@ def geometric_mean(ratios: Sequence[np.ndarray]) -> Interval:
 
 def _interval(value: Interval) -> str:
     return f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})"
+
+
+def _conversions(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [
+        "100 images (the samples: 100 of their own), all cores, each tool in a process of its own, "
+        "without imports and verification. ONNX Runtime: export, pre-processing and "
+        "`quantize_static`; NNCF: `convert_model` of the exported model and `quantize`.",
+        "",
+        "| model | qconvert | NNCF | ONNX Runtime |",
+        "| --- | --- | --- | --- |",
+    ]
+    for result in results:
+        s = result["seconds"]
+        cells = (s["own"], s["nncf"], s["export"] + s["onnxruntime"])
+        found.append(f"| {result['name']} | {' | '.join(f'{c:.1f}' for c in cells)} |")
+    return found
 
 
 def _sqnr(results: Sequence[Mapping[str, Any]]) -> list[str]:
