@@ -143,5 +143,5 @@ def plot(results: Sequence[tuple[str, Rounds]], target: Path) -> None:
     axes.set_yticks(places + 0.18, [name for name, _ in results])
     axes.invert_yaxis()
     axes.set_xlabel("time of a call over OpenVINO's, int8, 1 thread, batch 1 (less is better)")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(target, metadata={"Date": None})
