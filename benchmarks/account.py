@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from generated import replace
-from peers import ALLOCATOR, BUILD
+from peers import BUILD
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from qconvert import torchscript
 from qconvert.measurement.environment import here
+from qconvert.measurement.latency import ALLOCATOR
 from qconvert.models.execution import Executed, watch
 from qconvert.quantization.lowering.coverage import count
 
@@ -181,14 +182,14 @@ def operators_of(
     seconds = timed(model, example)
     times = {kind: iter(found) for kind, found in seconds.items()}
     operators = [Operator(*what, next(times.get(what[0], iter(())), 0.0)) for what in ran]
-    return operators, best_of_medians(model, example)
+    return operators, median_s(model, example)
 
 
 def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-def best_of_medians(model: Callable[..., Any], example: Sequence[Tensor]) -> float:
+def median_s(model: Callable[..., Any], example: Sequence[Tensor]) -> float:
     """The median seconds of a call."""
     seconds = []
     with torch.inference_mode():

@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 from peers_models import NAMES, ROOT, Subject, subject
-from peers_page import write_page
+from peers_page import FLOAT, OWN, write_page
 
 from qconvert.console import Console
 from qconvert.measurement.environment import here
+from qconvert.measurement.latency import ALLOCATOR
 from qconvert.measurement.statistics import decibels
 from qconvert.qconfig_file import load
 from qconvert.steps.session import Session
@@ -34,14 +35,11 @@ from qconvert.steps.session import Session
 BUILD = ROOT / "build/peers"
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "peers_requirements.txt"
-# Of processes that run turn by turn, none gives memory back or waits by spinning.
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
 # Batch size and threads; the first is the one that counts.
 SETTINGS = ((1, 1), (1, 2), (8, 1), (8, 2))
 _ROUNDS = 21
 _TURN_S = 0.1
 _EXAMPLES = 16
-FLOAT = "torch-float"
 
 
 def main() -> None:
@@ -89,7 +87,7 @@ def environment() -> Path:
 
 
 def prepare(model: Subject, python: Path, again: bool) -> dict[str, Any]:
-    """Converts with every tool; the seconds of the peers' steps and sizes of the files."""
+    """Converts with every tool; the seconds of each."""
     recorded = model.folder / "prepared.json"
     command = [sys.executable, "-m", "qconvert", "convert", str(model.qconfig), "--json", "--quiet"]
     done = subprocess.run(
@@ -135,7 +133,7 @@ def files(model: Subject, python: Path) -> dict[str, tuple[Path | str, Path]]:
     """The interpreter and the file of each runtime."""
     return {
         FLOAT: (sys.executable, model.folder / "qconvert/float.pt"),
-        "torch": (sys.executable, model.folder / "qconvert/model.int8.pt"),
+        OWN: (sys.executable, model.folder / "qconvert/model.int8.pt"),
         "onnxruntime": (python, model.folder / "onnxruntime.onnx"),
         "openvino": (python, model.folder / "openvino.xml"),
     }
@@ -218,8 +216,8 @@ def sqnr_db(wanted: list[np.ndarray], found: list[np.ndarray]) -> float:
 def line(found: dict[str, Any]) -> str:
     """For the terminal: the first setting's ratios."""
     rounds = {r: np.array(s) for r, s in found["settings"][0]["rounds_s"].items()}
-    mine = rounds["torch"]
-    ratios = {r: float(np.median(mine / s)) for r, s in rounds.items() if r != "torch"}
+    mine = rounds[OWN]
+    ratios = {r: float(np.median(mine / s)) for r, s in rounds.items() if r != OWN}
     shown = ", ".join(f"{1 / v if r == FLOAT else v:.2f} {r}" for r, v in ratios.items())
     return f"{found['name']:20} {1e3 * float(np.median(mine)):8.2f} ms: {shown}"
 

@@ -26,7 +26,7 @@ from qconvert.records import Record
 
 # Large activations make glibc give memory back and fault it in again at every call, which slows
 # float more than int8: a speed-up measured without these flatters int8.
-_ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
 _SETTINGS = ("OMP_", "MKL_", "KMP_", "ONEDNN_", "FBGEMM_", "ATEN_CPU", "OPENBLAS_")
 # The middle half of the calls wider than this share of the median is not steady.
 _STEADY = 0.25
@@ -109,7 +109,7 @@ def thread_counts(asked: Sequence[int | str]) -> list[int]:
 
 def _run(job: dict[str, object], threads: int, limits: Mapping[str, str]) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_SETTINGS)}
-    environment |= _ALLOCATOR | {"OMP_NUM_THREADS": str(threads), **limits}
+    environment |= ALLOCATOR | {"OMP_NUM_THREADS": str(threads), **limits}
     result = subprocess.run(
         # -P: a file of the working folder must not stand in for a module.
         [sys.executable, "-P", "-m", "qconvert.measurement.latency_worker"],

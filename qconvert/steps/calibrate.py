@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qconvert.quantization.calibration import Calibration, calibrate
-from qconvert.quantization.distribution import BINS, SAMPLED
+from qconvert.quantization.distribution import BINS, sampled_of
 from qconvert.quantization.layer_rules import asked_for, split_pairs
 from qconvert.steps.fuse import check_same_weights, fused_digest, make_fused
 from qconvert.steps.requests import Calibrating
@@ -80,7 +80,7 @@ def _key(session: Session, fused_record: dict[str, Any]) -> str:
             "calibration": section,
             "images": session.calibration_images.digest,
             "reading": session.reading,
-            "histogram": [BINS, SAMPLED],
+            "histogram": [BINS, sampled_of(len(session.calibration_images))],
             # Without rules nothing is split, and a fresh run need not build the model.
             "split": sorted(split_of(session)) if session.config.quantization.layers else [],
         }
