@@ -33,6 +33,7 @@ from qconvert.models.graph import capture
 from qconvert.qconfig import QuantizationSection
 from qconvert.quantization.costs import Work, class_of, work_of
 from qconvert.quantization.layer_rules import asked_for
+from qconvert.quantization.lowering.reinterpretation import as_quint8, as_uint8
 from qconvert.quantization.timing import Program, time_programs, time_unit, time_units
 from qconvert.quantization.units import Unit, units_of
 
@@ -40,6 +41,7 @@ Row = tuple[str, str, Work, float]
 Alternative = tuple[str, str, int, int]  # name, shape, nanoseconds in int8 and in float
 INT8 = torch.ops.quantized
 HELD = (0.05, 128)  # scale and zero point
+_BEYOND = 64 << 20  # bytes: more than the caches hold
 SQUARES = ((16, 112), (64, 56), (144, 28), (256, 14), (512, 7), (960, 7), (240, 1))
 
 
@@ -63,7 +65,9 @@ def convolutions() -> Iterator[tuple[nn.Module, list[tuple[int, ...]]]]:
     """Dense, pointwise, grouped, depthwise; of one, two and three axes."""
     for ci, co, h in ((16, 64, 56), (24, 144, 28), (96, 24, 56), (240, 40, 28), (80, 480, 14),
                       (256, 512, 14), (960, 160, 7), (512, 2048, 7), (240, 64, 1), (64, 240, 1),
-                      (1280, 1000, 1)):  # fmt: skip
+                      (1280, 1000, 1), (32, 8, 1), (72, 24, 1), (48, 1152, 1), (480, 120, 1),
+                      (672, 168, 1), (168, 672, 1), (960, 240, 1), (240, 960, 1),
+                      (2048, 512, 1)):  # fmt: skip
         yield nn.Conv2d(ci, co, 1), [(1, ci, h, h)]
     for ci, co, h, k, s in ((3, 32, 224, 3, 2), (3, 64, 224, 7, 2), (16, 16, 56, 3, 1),
                             (64, 64, 56, 3, 1), (64, 128, 56, 3, 2), (128, 32, 28, 3, 1),
@@ -201,8 +205,8 @@ def crossings() -> Iterator[Row]:
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "quantize": lambda x: torch.quantize_per_tensor(x, 0.05, 128, torch.quint8),
         "dequantize": lambda x: x.dequantize(),
-        "to_direct": lambda x: x.int_repr(),
-        "to_classic": lambda x: torch._make_per_tensor_quantized_tensor(x, 0.05, 128),
+        "to_direct": as_uint8,
+        "to_classic": lambda x: as_quint8(x, 0.05, 128),
     }
     for c, h in SQUARES:
         x = torch.randn(1, c, h, h).contiguous(memory_format=torch.channels_last)
@@ -215,6 +219,30 @@ def crossings() -> Iterator[Row]:
             programs[name] = Program(script, given)
         for name, seconds in time_programs(programs).items():
             yield "crossing", name, Work(x.numel(), 0, 0), 1e9 * seconds
+
+
+def weights() -> Iterator[Row]:
+    """What a weight takes longer where others have pushed it out of the processor's own cache, in
+    products of a matrix and a vector."""
+    for ci, co in ((512, 1000), (960, 240), (240, 960), (1024, 1024)):
+        x, number = torch.randn(1, ci), ci * co
+        floats = [torch.randn(co, ci) for _ in range(_BEYOND // (4 * number))]
+        packed = [
+            INT8.linear_prepack(torch.quantize_per_tensor(w, 0.05, 0, torch.qint8), None)
+            for w in (torch.randn(co, ci) for _ in range(_BEYOND // number))
+        ]
+        functions: dict[str, tuple[list, Callable]] = {
+            "float32": (floats, lambda w, x=x: F.linear(x, w)),
+            "int8": (packed, lambda w, x=x: INT8.linear_dynamic(x, w, False)),
+        }
+        for way, (held, function) in functions.items():
+            programs = {
+                name: Program(lambda each=each, function=function: [*map(function, each)], ())
+                for name, each in (("cold", held), ("warm", [held[0]] * len(held)))
+            }
+            times = time_programs(programs)
+            more = 1e9 * (times["cold"] - times["warm"]) / len(held)
+            yield "weights", way, Work(number, 0, 0), max(more, 1.0)
 
 
 def alternatives() -> Iterator[Alternative]:
@@ -282,7 +310,7 @@ def measured() -> list[Row]:
     for module, shapes in (*convolutions(), *others()):
         rows += timed(module, shapes)
         print(f"\r{len(rows)} rows", end="", file=sys.stderr)
-    rows += [*with_activations(), *with_sums(), *crossings()]
+    rows += [*with_activations(), *with_sums(), *crossings(), *weights()]
     print(f"\r{len(rows)} rows", file=sys.stderr)
     return rows
 

@@ -10,7 +10,7 @@ import importlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,10 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModul
             ) from error
 
 
-def script(module: nn.Module) -> torch.jit.ScriptModule:
-    """Compiles an eval-mode module whose code a trace cannot hold."""
+def script(module: nn.Module | Callable[..., Any]) -> Any:
+    """Compiles an eval-mode module, or a function, whose code a trace cannot hold."""
     with quiet():
-        if module.training:  # what was compiled for evaluation alone cannot be told again
+        if isinstance(module, nn.Module) and module.training:  # what was compiled for evaluation alone cannot be told again
             module.eval()
         return torch.jit.script(module)
 

@@ -2,8 +2,9 @@
 
 `costs.json` is made by `make costs` (benchmarks/costs.py), which times operators of each class over
 a grid of shapes at one thread, for each class of CPU, and fits four numbers to each class: a fixed
-time, and the times of an element read, an element written and a multiply-accumulate. The table is
-part of the package, so the same model gets the same plan on any machine.
+time, and the times of an element read, an element written and a multiply-accumulate. To that comes
+what it takes to fetch the weights from beyond the processor's own cache. The table is part of the
+package, so the same model gets the same plan on any machine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ from qconvert.models.operators import (
     tensor_inputs,
 )
 from qconvert.qconfig import Isa
-from qconvert.quantization.rules import interpolation_mode, is_depthwise, is_slow_depthwise
+from qconvert.quantization.rules import (
+    interpolation_mode,
+    is_depthwise,
+    is_product,
+    is_slow_depthwise,
+)
 
 _NOISE = 0.1
 TABLE = Path(__file__).with_name("costs.json")
@@ -59,10 +65,18 @@ class Costs:
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def of(self, graph: GraphModule, node: Node, way: Way) -> int:
-        """Of one operator on one image."""
+        """Of one operator on one image, in a network whose other layers have pushed its weights out
+        of the processor's own cache."""
         timed = self.measured.get(node.name, {}).get(way)
-        if timed is not None:
-            return round(timed)
+        alone = self.by_table(graph, node, way) if timed is None else round(timed)
+        weights = _weights(graph, node)
+        if weights == 0:
+            return alone
+        width = "float32" if way == "float32" else "int8"
+        return alone + self.estimate("weights", width, Work(weights, 0, 0))
+
+    def by_table(self, graph: GraphModule, node: Node, way: Way) -> int:
+        """Of one operator by itself."""
         return self.estimate(class_of(graph, node, way), way, work_of(graph, node))
 
     def estimate(self, name: str, way: str, work: Work) -> int:
@@ -92,6 +106,12 @@ def work_of(graph: GraphModule, node: Node) -> Work:
     return Work(read, written, multiply_accumulates(graph, node))
 
 
+def _weights(graph: GraphModule, node: Node) -> int:
+    if node.op != "call_module":
+        return 0
+    return sum(p.numel() for p in module_of(graph, node).parameters())
+
+
 def class_of(graph: GraphModule, node: Node, way: Way) -> str:
     """The row of the table that an operator belongs to."""
     kind = kind_of(graph, node)
@@ -101,16 +121,18 @@ def class_of(graph: GraphModule, node: Node, way: Way) -> str:
         return f"{kind} {interpolation_mode(graph, node)}"
     if kind not in CONVOLUTIONS or node.op != "call_module":
         return kind
-    return f"{kind} {_shape_of_convolution(module_of(graph, node), way)}"
+    return f"{kind} {_shape_of_convolution(module_of(graph, node), node, way)}"
 
 
-def _shape_of_convolution(module: Any, way: Way) -> str:
+def _shape_of_convolution(module: Any, node: Node, way: Way) -> str:
     if is_depthwise(module):
         return "depthwise cliff" if way == "classic" and is_slow_depthwise(module, way) else (
             "depthwise"
         )  # fmt: skip
     if module.groups > 1:
         return "grouped"
+    if is_product(module, node):
+        return "product"
     return "pointwise" if prod(module.kernel_size) == 1 else "dense"
 
 
@@ -122,7 +144,7 @@ def with_measured(
     kept: dict[str, dict[str, float]] = {}
     for node in graph.graph.nodes:
         for way, timed in nanoseconds.get(node.name, {}).items():
-            by_table = costs.of(graph, node, way)  # type: ignore[arg-type]
+            by_table = costs.by_table(graph, node, way)  # type: ignore[arg-type]
             if abs(timed - by_table) > _NOISE * by_table:
                 kept.setdefault(node.name, {})[way] = timed
     return replace(costs, measured=kept)

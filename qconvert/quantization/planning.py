@@ -222,7 +222,7 @@ def kernel_of(unit: Unit, decision: Decision, last: Unit) -> str | None:
     if decision.lowering is None:
         return None
     return static_kernel(
-        unit.kind,
+        unit.kernel_kind(decision.lowering),
         decision.lowering,
         relu=last.activation is not None,
         float_output=decision.float_output,

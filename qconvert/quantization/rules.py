@@ -286,6 +286,22 @@ def is_depthwise(module: Any) -> bool:
     return groups > 1 and groups == module.in_channels
 
 
+def is_product(module: Any, node: Node) -> bool:
+    """Whether a convolution is the product of a matrix and a vector, as in squeeze-and-excitation:
+    1x1, of an image that is one place large.
+
+    torch's int8 linear layers compute it faster than its int8 convolutions (960 to 240 channels,
+    weights from memory: 28 against 44 microseconds). They are right for any other size.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and shape_of(node)[2:] == (1, 1)
+        and set(module.kernel_size) == set(module.stride) == {1}
+        and module.groups == 1
+        and padding(module) == [0, 0]
+    )
+
+
 def sums_with(graph: GraphModule, layer: Node, addition: Node) -> bool:
     """Whether oneDNN's kernel for a layer can add another tensor to its result."""
     return kind_of(graph, layer) == "conv2d" and kind_of(graph, addition) == "add"

@@ -34,7 +34,7 @@ class Unit:
 
     `lowerings` are the families that have a kernel for it; `impossible` says why there is none.
     `not_dynamic` says why there is none with dynamic ranges. `given` units work on tensors that the
-    user has quantized.
+    user has quantized. `product` units are convolutions that are products (`rules.is_product`).
     """
 
     node: Node
@@ -47,6 +47,7 @@ class Unit:
     not_dynamic: str | None
     asked: Asked
     given: bool = False
+    product: bool = False
 
     @property
     def value(self) -> Node:
@@ -63,9 +64,13 @@ class Unit:
         """Whether it has a weight that becomes int8 with static ranges."""
         return self.kind in rules.INT8_WEIGHTED
 
+    def kernel_kind(self, lowering: Lowering) -> str:
+        """The kind of layer whose kernel computes it."""
+        return "linear" if self.product and lowering == "classic" else self.kind
+
     def returns_float(self, lowering: Lowering) -> bool:
         """Whether its kernel can return float."""
-        return rules.returns_float(self.kind, lowering, self.activation)
+        return rules.returns_float(self.kernel_kind(lowering), lowering, self.activation)
 
 
 def units_of(
@@ -174,6 +179,7 @@ def _unit(
         not_dynamic=left or _why_not_dynamic(graph, node, kind),
         asked=asked,
         given=is_given(node),
+        product=node.op == "call_module" and rules.is_product(module_of(graph, node), node),
     )
 
 

@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from qconvert.quantization.kernels import FLOAT_LINEAR, operator
 from qconvert.quantization.lowering.backend import FLOAT, Call, Layer
 from qconvert.quantization.lowering.pixels import pixels_module
+from qconvert.quantization.lowering.reinterpretation import as_quint8
 from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import padding
 from qconvert.quantization.weights import on_grid, quantized
@@ -39,7 +40,7 @@ class ClassicBackend:
         """From float, or from a plain uint8 tensor, which gets its scale."""
         if form != FLOAT:
             arguments: tuple[Any, ...] = (x, held.scale, held.zero_point)
-            return self.graph.call_function(torch._make_per_tensor_quantized_tensor, arguments)
+            return self.graph.call_function(as_quint8, arguments)
         if dimensions == 4:
             # The kernels work on channels-last memory: convert while it is the input's few bytes.
             x = self.graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
@@ -57,10 +58,16 @@ class ClassicBackend:
     def weighted(self, layer: Layer, x: Node, term: Node | None) -> Node:
         """A module that holds the packed weight, one for each place that calls it."""
         packed, kernel = _packed(layer), str(layer.operator.kernel)
+        module: nn.Module = (
+            FloatOutputLinear(packed, layer.x_held)
+            if layer.held is None
+            else Int8Layer(kernel, packed, layer.held)
+        )
+        if layer.operator.kind != "linear" and _computes_linear(layer):
+            module = OverChannels(module)
+        self.modules[layer.path] = module
         if layer.held is None:
-            self.modules[layer.path] = FloatOutputLinear(packed, layer.x_held)
             return self.graph.call_module(layer.path, (x,))
-        self.modules[layer.path] = Int8Layer(kernel, packed, layer.held)
         return self._bounded(self.graph.call_module(layer.path, (x,)), layer.held)
 
     def combine(
@@ -145,6 +152,19 @@ class FloatOutputLinear(nn.Module):
         return operator(FLOAT_LINEAR)(x, self.scale, self.zero_point, self.packed)
 
 
+class OverChannels(nn.Module):
+    """A linear layer in the place of a 1x1 convolution, at every place of the image."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, channels, H, W), which lies channels last."""
+        result: Tensor = self.layer(x.permute(0, 2, 3, 1))
+        return result.permute(0, 3, 1, 2)
+
+
 class Int8BatchNorm(nn.Module):
     """A batch norm of a quint8 tensor, in the statistics of the float layer."""
 
@@ -173,13 +193,17 @@ def _function(planned: PlannedOperator) -> Any:
     return operator(str(planned.kernel))
 
 
+def _computes_linear(layer: Layer) -> bool:
+    return "::linear" in str(layer.operator.kernel)
+
+
 def _packed(layer: Layer) -> Any:
     """The weight in qint8 and the bias on the grid of qint32, packed by torch."""
     module, kind = layer.module, layer.operator.kind
-    weight = quantized(module.weight, layer.weight)
     bias = on_grid(module.bias, layer.x_held.scale, layer.weight)
-    if kind == "linear":
-        return _OPERATORS.linear_prepack(weight, bias)
+    if _computes_linear(layer):
+        return _OPERATORS.linear_prepack(quantized(module.weight.flatten(1), layer.weight), bias)
+    weight = quantized(module.weight, layer.weight)
     return getattr(_OPERATORS, f"{kind}_prepack")(
         weight, bias, list(module.stride), padding(module), list(module.dilation), module.groups
     )

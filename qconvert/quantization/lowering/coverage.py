@@ -28,9 +28,11 @@ _QUANTIZE, _DEQUANTIZE = "aten::quantize_per_tensor", "aten::dequantize"
 # Kernels that a plan names, but for those of layers.
 _KERNELS = frozenset(UNWEIGHTED)
 # From one int8 form to the other.
-_CONVERSIONS = ("aten::int_repr", "aten::_make_per_tensor_quantized_tensor")
+_CONVERSIONS = ("aten::set_",)
 # They change the layout or bound the integers; they compute nothing.
-_UNCOUNTED = (*_CONVERSIONS, "aten::contiguous", "aten::clamp", "aten::new_zeros")
+_UNCOUNTED = (
+    *_CONVERSIONS, "aten::as_strided", "aten::empty", "aten::_empty_affine_quantized",
+    "aten::contiguous", "aten::clamp", "aten::new_zeros")
 _WHERE = "model.int8.pt"
 
 

@@ -23,6 +23,7 @@ from qconvert.quantization.lowering.direct_layers import (
     DirectSum,
 )
 from qconvert.quantization.lowering.pixels import pixels_module
+from qconvert.quantization.lowering.reinterpretation import as_quint8, as_uint8
 from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import ALONE, max_pool_settings, padding
 from qconvert.quantization.weights import on_grid, quantized
@@ -51,15 +52,15 @@ class DirectBackend:
         self._plain = plain
 
     def bring(self, x: Node, form: str, held: TensorParams, dimensions: int) -> Node:
-        """From float, or from a quint8 tensor, whose integers are taken out."""
+        """From float, or from a quint8 tensor, whose memory is read as uint8."""
         if form != FLOAT:
-            return self.graph.call_method("int_repr", (x,))
+            return self.graph.call_function(as_uint8, (x,))
         if dimensions == 4:
             x = self.graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
         if not self._plain:
             arguments = (x, held.scale, held.zero_point, torch.quint8)
             x = self.graph.call_function(torch.quantize_per_tensor, arguments)
-            return self._bounded(self.graph.call_method("int_repr", (x,)), held)
+            return self._bounded(self.graph.call_function(as_uint8, (x,)), held)
         # As `affine.quantize` and torch's kernel: rounds before it adds the zero point.
         reciprocal = float(1.0 / torch.tensor(held.scale, dtype=torch.float32))
         x = self.graph.call_function(torch.mul, (x, reciprocal))
@@ -73,7 +74,7 @@ class DirectBackend:
         """From uint8 to float32."""
         if not self._plain:
             arguments: tuple[Any, ...] = (x, held.scale, held.zero_point)
-            x = self.graph.call_function(torch._make_per_tensor_quantized_tensor, arguments)
+            x = self.graph.call_function(as_quint8, arguments)
             return self.graph.call_method("dequantize", (x,))
         x = self.graph.call_method("to", (x, torch.float32))
         x = self.graph.call_function(torch.sub, (x, float(held.zero_point)))

@@ -20,8 +20,10 @@ QUANTIZE = (
 DEQUANTIZE = "aten::dequantize"
 # From one int8 form to the other, or to another layout of it.
 _CONVERSIONS = ("aten::int_repr", "aten::_make_per_tensor_quantized_tensor")
-# They change how a tensor lies in memory, and compute nothing.
-_LAYOUT = ("aten::contiguous",)
+# They change how a tensor lies in memory, or show its memory as another tensor; they compute
+# nothing.
+_OVER_MEMORY = "aten::set_"
+_LAYOUT = ("aten::contiguous", "aten::as_strided", _OVER_MEMORY)
 # Kernels of other makers than torch.ops.quantized whose inputs are int8.
 _DIRECT = "onednn::q"
 # The scalar types, as an operator's argument, in which oneDNN's kernels return float.
@@ -171,7 +173,8 @@ class _Reading:
             key=len,
             default="",
         )
-        int8 = any(known.int8 for known in read[:1]) or (
+        first = read[1:2] if kind == _OVER_MEMORY else read[:1]
+        int8 = any(known.int8 for known in first) or (
             kind.startswith("prim::") and any(known.int8 for known in read)
         )
         own = tensors and bool(makers) and (not kind.startswith("prim::") or kind in _FLOW)
