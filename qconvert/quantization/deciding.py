@@ -249,6 +249,8 @@ class _Deciding:
     ) -> bool:
         roots = [self._readers.root(source).name for source in self._units[layer].inputs]
         computed = term.op.startswith("call_") and not is_constant(term)
+        # Pixels are read where the caller has them.
+        computed = computed and self._maker_kind(term) != rules.PIXELS
         if not computed or self._readers.root(term) is not term or term.name in roots:
             return False
         # The layer reads its input later than it did: where the addition is.
@@ -261,6 +263,10 @@ class _Deciding:
             if later or value.name in self._readers.returned:
                 return False
         return True
+
+    def _maker_kind(self, value: Node) -> str | None:
+        maker = self._readers.makers.get(value.name)
+        return None if maker is None else self._units[maker].kind
 
     # The family of kernels.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import networks
 import pytest
 
+from qconvert.models.operators import kind_of
 from qconvert.qconfig import Isa, QuantizationSection
 from qconvert.quantization import costs
 from qconvert.quantization.planning import make_plan
@@ -49,7 +50,7 @@ def test_measured_time_close_to_the_table_is_left_out(converted, factor: float, 
     result = converted(networks.plain)
     graph, table = result.fused.graph, costs.table("vnni")
     node = next(n for n in graph.graph.nodes if n.name == result.operator("3").node)
-    timed = {node.name: {"classic": factor * table.of(graph, node, "classic")}}
+    timed = {node.name: {"classic": factor * table.by_table(graph, node, "classic")}}
     found = costs.with_measured(table, graph, timed)
     assert (found.of(graph, node, "classic") != table.of(graph, node, "classic")) == kept
 
@@ -61,3 +62,18 @@ def test_work_of_a_recurrent_layer_is_its_steps(converted) -> None:
     work = costs.work_of(result.fused.graph, node)
     steps = node.args[0].meta["tensor_meta"].shape[1]
     assert work == (steps, 0, steps * 4 * 8 * (16 * 12 + 8))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_weights_come_from_memory(converted, isa: Isa) -> None:
+    """By itself a layer has its weights at hand; in a network it has not, and float has more."""
+    graph, table = converted(networks.Residual).fused.graph, costs.table(isa)
+    layer = next(
+        n for n in graph.graph.nodes if n.op == "call_module" and kind_of(graph, n) == "conv2d"
+    )
+    other = next(n for n in graph.graph.nodes if kind_of(graph, n) == "add")
+    assert table.of(graph, layer, "classic") > table.by_table(graph, layer, "classic")
+    assert table.of(graph, other, "float32") == table.by_table(graph, other, "float32")
+    many = costs.Work(1_000_000, 0, 0)
+    in_int8 = table.estimate("weights", "int8", many)
+    assert table.estimate("weights", "float32", many) > 2 * in_int8

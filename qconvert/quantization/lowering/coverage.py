@@ -31,8 +31,14 @@ _KERNELS = frozenset(UNWEIGHTED)
 _CONVERSIONS = ("aten::set_",)
 # They change the layout or bound the integers; they compute nothing.
 _UNCOUNTED = (
-    *_CONVERSIONS, "aten::as_strided", "aten::empty", "aten::_empty_affine_quantized",
-    "aten::contiguous", "aten::clamp", "aten::new_zeros")
+    *_CONVERSIONS,
+    "aten::as_strided",
+    "aten::empty",
+    "aten::_empty_affine_quantized",
+    "aten::contiguous",
+    "aten::clamp",
+    "aten::new_zeros",
+)
 _WHERE = "model.int8.pt"
 
 

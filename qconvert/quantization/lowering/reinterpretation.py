@@ -5,8 +5,9 @@ tensors. Its own ways between the two copy (`int_repr` 0.4 ns an element). Here 
 over the memory of the old one: a microsecond, whatever the size. Who writes into one writes into
 the other.
 
-`set_` takes another tensor's memory from a contiguous tensor only, so it is shown one element.
-TorchScript compiles both: a trace would keep the sizes as tensors, which costs more than a copy.
+`set_` takes another tensor's memory from a contiguous tensor only, so it is given a part of no
+elements, which always is. TorchScript compiles both functions: a trace would keep the sizes as
+tensors, which costs more than a copy.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
 
 def _uint8(x: Tensor) -> Tensor:
-    memory = x.as_strided([1], [1])
-    return torch.empty([0], dtype=torch.uint8).set_(memory, 0, x.size(), x.stride())
+    memory = x.as_strided([0], [1])
+    empty = torch.empty([0], dtype=torch.uint8)
+    return empty.set_(memory, 0, x.size(), x.stride())  # type: ignore[call-overload]
 
 
 def _quint8(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    memory = x.as_strided([1], [1])
+    memory = x.as_strided([0], [1])
     empty = torch._empty_affine_quantized(
         [0], dtype=torch.quint8, scale=scale, zero_point=zero_point
     )
-    return empty.set_(memory, 0, x.size(), x.stride())
+    return empty.set_(memory, 0, x.size(), x.stride())  # type: ignore[call-overload]

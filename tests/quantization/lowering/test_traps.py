@@ -57,6 +57,7 @@ CASES: list[tuple[Callable[[], nn.Module], dict[str, Any], float]] = [
     (networks.Stubs, {}, 0.31),
     (networks.bordered, {}, 1.0),
     (networks.SqueezeExcitation, {}, 1.0),
+    (networks.SqueezeExcitation, {"lowering": "classic"}, 1.0),
     (networks.NormAfterConcat, {}, 1.0),
     (networks.ClippedConcat, {"lowering": "classic"}, 1.0),
     (networks.ClippedConcat, DIRECT, 1.0),
@@ -332,3 +333,30 @@ def test_classifier_returns_its_sums_unrounded(converted) -> None:
     with torch.inference_mode():
         outputs = result.model(result.images)
     assert len(outputs.unique()) == outputs.numel()
+
+
+class LastPlace(nn.Module):
+    """1x1 convolutions of one place, if the image has 24 x 24 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 24, stride=24), nn.ReLU(), nn.Conv2d(16, 12, 1), nn.Conv2d(12, 6, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("lowering", ["auto", "classic"])
+def test_convolution_of_one_place_is_a_linear_layer(converted, tmp_path: Path, lowering) -> None:
+    """Which is right for larger images, too."""
+    result = converted(LastPlace, lowering=lowering)
+    kernels = [result.operator(f"layers.{i}").kernel for i in (2, 3)]
+    assert kernels[0] == "quantized::linear"
+    assert kernels[1].startswith("quantized::linear_with_input_q_dq")
+    counted(result, tmp_path)
+    file = torchscript.load(tmp_path / "counted.pt")
+    images = result.images[:3]
+    side_by_side = torch.cat(list(images), 2)[None]
+    assert torch.equal(file(side_by_side), torch.cat(list(file(images)), 2)[None])
