@@ -47,8 +47,8 @@ def lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
         f"Measured on {' and '.join(dates)} by `make bench-peers`: {machine['cpu']}, "
         f"{machine['cores']} cores, {'' if machine['vnni'] else 'no '}VNNI; torch "
         f"{machine['torch']}, {', '.join(first['peers'])}; load of the machine at the end of a "
-        f"model's run {min(loads):.1f} to {max(loads):.1f}. Times are medians of "
-        f"{len(first['settings'][0]['rounds_s'][OWN])} rounds; in brackets: 95 % intervals.",
+        f"model's run {min(loads):.1f} to {max(loads):.1f}. Times are medians of rounds; in "
+        "brackets: 95 % intervals.",
     ]
     for i, setting in enumerate(first["settings"]):
         rows = [r for r in results if len(r["settings"]) > i]
@@ -60,7 +60,7 @@ def lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _setting(setting: Mapping[str, Any]) -> str:
     threads = "1 thread" if setting["threads"] == 1 else f"{setting['threads']} threads"
-    return f"{threads}, batch {setting['batch']}"
+    return f"{threads}, batch {setting['batch']}, {len(setting['rounds_s'][OWN])} rounds"
 
 
 def _table(results: Sequence[Mapping[str, Any]], index: int) -> list[str]:

@@ -15,10 +15,11 @@ from qconvert.quantization.plan import WeightParams
 from qconvert.registry import WEIGHT_OBSERVERS
 
 # Integers of weights by scheme. -128 is left out of symmetric ones, so that w and -w have the same
-# error. Narrow ones keep sums of two products with 8-bit activations below 2^15 (255 * 64 * 2).
+# error.
 LIMITS = {"symmetric": (-127, 127), "affine": (-128, 127)}
-NARROW = {"symmetric": (-64, 64), "affine": (-64, 64)}
-
+# Of affine ones whose sums of two products with 8-bit activations fit into 16 bits: 255 * 64 * 2.
+# Symmetric ones are looked at pair by pair.
+NARROW = (-64, 64)
 
 # The largest magnitude of two weights together whose products with 8-bit activations have a sum
 # that fits into 16 bits: 255 * 128 < 2^15.
@@ -35,14 +36,17 @@ def choose_params(
 ) -> WeightParams:
     """Scales and zero points of a weight whose axis 0 is the output channel.
 
-    `narrow` limits the integers to -64 to 64, for kernels that sum in 16 bits. `least` are the
-    smallest scales that the channels may have (see `least_scales`). In the channels `neighbours`
-    the products of two neighbouring inputs with 8-bit activations fit into 16 bits together, in
-    the channels `any_two` those of any two inputs.
+    In the channels `neighbours` the products of two neighbouring inputs with 8-bit activations fit
+    into 16 bits together, in the channels `any_two` those of any two inputs; in all channels, if
+    `narrow`, for kernels that sum in 16 bits. `least` are the smallest scales that the channels may
+    have (see `least_scales`).
     """
-    narrow = narrow or (bool(neighbours or any_two) and scheme.scheme == "affine")
+    if scheme.scheme == "affine":
+        narrow = narrow or bool(neighbours or any_two)
+    elif narrow:
+        narrow, any_two = False, range(weight.shape[0])
     rows = weight.detach().reshape(weight.shape[0] if scheme.per_channel else 1, -1)
-    lowest, highest = (NARROW if narrow else LIMITS)[scheme.scheme]
+    lowest, highest = NARROW if narrow else LIMITS[scheme.scheme]
     observe = WEIGHT_OBSERVERS[scheme.observer].load()
     low, high = observe(rows, scheme, lowest, highest)
     if scheme.scheme == "symmetric":
