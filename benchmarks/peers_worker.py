@@ -23,6 +23,8 @@ import numpy as np
 Run = Callable[[np.ndarray], Sequence[Any]]
 _WARM_UP_CALLS = 5
 _FEWEST_CALLS = 3
+# About so long each float form is looked at, to find the fastest.
+_LOOK_S = 0.5
 
 
 def torch_file(path: str, threads: int) -> tuple[Callable[[Any], Any], Run]:
@@ -67,14 +69,14 @@ def torch_float(path: str, threads: int) -> tuple[Callable[[Any], Any], Run]:
                 with torch.inference_mode():
                     for _ in range(3):
                         form(x)
-                    seconds = []
-                    for _ in range(7):
+                    seconds: list[float] = []
+                    while len(seconds) < 3 or (len(seconds) < 7 and sum(seconds) < _LOOK_S):
                         start = time.perf_counter()
                         form(x)
                         seconds.append(time.perf_counter() - start)
             except RuntimeError:  # a `view` of channels-last memory, say
                 continue
-            forms.append((sorted(seconds)[3], form))
+            forms.append((sorted(seconds)[len(seconds) // 2], form))
     return _of_torch(min(forms, key=lambda found: found[0])[1])
 
 
