@@ -62,6 +62,14 @@ Isa = Literal["vnni", "avx512", "avx2", "portable"]
 Precision = Literal["auto", "int8", "dynamic", "float32"]
 
 
+def _as_word(value: Any) -> Any:
+    """YAML reads `on` and `off` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["on", "off", "auto"], BeforeValidator(_as_word)]
+
+
 class Section(BaseModel):
     """What every part of the qconfig shares: unknown keys are errors, nothing changes later."""
 
@@ -379,6 +387,25 @@ class QuantizationSection(Section):
     layers: tuple[LayerRule, ...] = Field(())
 
 
+class RecoverySection(Section):
+    """How accuracy that int8 costs is got back, from calibration images alone. `auto` keeps a
+    method if it helps on those calibration images that it did not see."""
+
+    equalization: Switch = Field(
+        "off",
+        description="channels are scaled so that all of a tensor use its 8 bits alike; what reads "
+        "them is scaled back",
+    )
+    rounding: Switch = Field(
+        "off",
+        description="weights are rounded together, so that their errors cancel on the inputs that "
+        "a layer reads, instead of each to the nearest integer",
+    )
+    bias_correction: Switch = Field(
+        "off", description="biases make up for what rounding does to a layer's mean result"
+    )
+
+
 _LABELS_FOR = {
     "classes": "classes: data.labels as `folders` or a CSV file, and no benchmark.decoder",
     "texts": "texts: a CSV file as data.labels, and benchmark.decoder",
@@ -446,6 +473,7 @@ class QConfig(Section):
     fuse: FuseSection = FuseSection()
     calibration: CalibrationSection = CalibrationSection()
     quantization: QuantizationSection = QuantizationSection()
+    recovery: RecoverySection = RecoverySection()
     benchmark: BenchmarkSection = BenchmarkSection()
     budgets: BudgetSection = BudgetSection()
     output: Path = Field(description="folder of everything that is written")

@@ -11,7 +11,7 @@ from torch import Tensor
 from qconvert.qconfig import WeightScheme
 from qconvert.quantization.affine import affine
 from qconvert.quantization.observers import left_out
-from qconvert.quantization.plan import WeightParams
+from qconvert.quantization.plan import FewerBits, WeightParams
 from qconvert.registry import WEIGHT_OBSERVERS
 
 # Integers of weights by scheme. -128 is left out of symmetric ones, so that w and -w have the same
@@ -73,9 +73,29 @@ def choose_params(
     if not narrow:
         chosen = _without_overflow(weight, chosen, _neighbouring_pairs, neighbours)
         chosen = _without_overflow(weight, chosen, _any_pairs, any_two)
-    integers = quantized(weight, chosen).int_repr()
+    return with_digest_of(weight, chosen)
+
+
+def with_digest_of(weight: Tensor, params: WeightParams) -> WeightParams:
+    """With the digest of this weight's integers."""
+    integers = quantized(weight, params).int_repr()
     digest = hashlib.sha256(integers.contiguous().numpy().tobytes()).hexdigest()
-    return chosen.model_copy(update={"digest": digest})
+    return params.model_copy(update={"digest": digest})
+
+
+def fits_in_pairs(integers: Tensor, narrow: bool, given_up: FewerBits | None) -> Tensor:
+    """Whether each output channel keeps what it was made coarser for (see `choose_params`): bool,
+    by channel."""
+    fits = torch.ones(len(integers), dtype=torch.bool)
+    neighbours, any_two = ((), ()) if given_up is None else (given_up.neighbours, given_up.any_two)
+    for pairs_of, channels in (
+        (_neighbouring_pairs, neighbours),
+        (_any_pairs, range(len(integers)) if narrow else any_two),
+    ):
+        if channels:
+            chosen = list(channels)
+            fits[chosen] &= pairs_of(integers)[chosen] <= _PAIR
+    return fits
 
 
 def overflowing(integers: Tensor) -> list[int]:

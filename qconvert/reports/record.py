@@ -10,6 +10,7 @@ from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.environment import Environment
 from qconvert.measurement.latency import Latency
 from qconvert.qconfig import BudgetSection
+from qconvert.quantization.recovery.trial import Trial
 from qconvert.records import Record
 
 
@@ -82,8 +83,8 @@ class Report(Record):
     Of a model that torch.fx does not trace whole, `kept` are the modules whose code stays as it is
     written, and `parts_sqnr_db` is the SQNR of what the converted parts return, each on the inputs
     that it has in the float model. `fewer_bits` are the layers that gave up bits for CPUs without
-    VNNI, `verified_isa` the SQNR in dB on each class of CPUs as the file was made, and `classes`
-    what was measured on the classes that were asked for.
+    VNNI, `verified_isa` the SQNR in dB on each class of CPUs as the file was made, `recovery` what
+    each method of recovery did, and `classes` what was measured on the classes that were asked for.
     """
 
     version: Literal[2] = 2
@@ -100,6 +101,7 @@ class Report(Record):
     parts_sqnr_db: float | None = None
     fewer_bits: tuple[GivenUp, ...] = ()
     verified_isa: dict[str, float | None] = Field(default_factory=dict)
+    recovery: tuple[Trial, ...] = ()
     classes: tuple[OnClass, ...] = ()
     notes: tuple[str, ...]
     digests: dict[str, str]

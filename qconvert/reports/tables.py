@@ -10,6 +10,7 @@ from qconvert.measurement.accuracy import ClassFigures, Comparison
 from qconvert.measurement.confidence import Confidence
 from qconvert.measurement.latency import Latency, Timing
 from qconvert.measurement.statistics import Interval
+from qconvert.quantization.recovery.trial import Trial
 from qconvert.reports.record import OnClass, Report
 
 # Rows of a table of classes.
@@ -49,11 +50,29 @@ def all_tables(report: Report) -> list[Table]:
         given_up = tuple((layer.name, layer.extent, layer.reason) for layer in report.fewer_bits)
         columns = ("layer", "of what", "reason")
         tables.append(Table("Fewer bits, for CPUs without VNNI", columns, given_up, words=True))
+    if report.recovery:
+        tables.append(_recovery_table(report.recovery))
     if report.classes:
         tables.append(_classes_table(report.classes))
     if report.budgets:
         tables.append(_budget_table(report))
     return tables
+
+
+def _recovery_table(trials: Sequence[Trial]) -> Table:
+    """What each method gained and cost."""
+    rows = tuple(
+        (
+            trial.method.replace("_", " "),
+            f"{trial.before_db:.1f} dB",
+            f"{trial.after_db:.1f} dB",
+            f"{trial.seconds:.0f} s",
+            "yes" if trial.kept else "no",
+        )
+        for trial in trials
+    )
+    columns = ("method", "SQNR before", "after", "time", "kept")
+    return Table("Recovery, on calibration images that it did not see", columns, rows)
 
 
 def accuracy_tables(accuracy: Comparison, model: str) -> list[Table]:

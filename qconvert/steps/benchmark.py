@@ -13,6 +13,7 @@ from qconvert.measurement.environment import here
 from qconvert.measurement.latency import Latency, measure, thread_counts
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.coverage import Coverage
+from qconvert.quantization.recovery.trial import Trial
 from qconvert.reports.markdown import to_markdown
 from qconvert.reports.plots import automation_svg
 from qconvert.reports.record import (
@@ -80,6 +81,7 @@ def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
         parts_sqnr_db=converted["parts_sqnr_db"],
         fewer_bits=tuple(GivenUp(**layer) for layer in converted["fewer_bits"]),
         verified_isa=converted["verified_isa"],
+        recovery=tuple(Trial(**trial) for trial in converted["recovery"]),
         classes=others,
         notes=tuple(notes(session, converted, accuracy, latency)),
         digests=converted["files"],

@@ -7,13 +7,14 @@ from typing import Any
 from qconvert.quantization.calibration import Calibration, calibrate
 from qconvert.quantization.distribution import BINS, sampled_of
 from qconvert.quantization.layer_rules import asked_for, split_pairs
+from qconvert.steps.equalization import TRIAL, try_equalization
 from qconvert.steps.fuse import check_same_weights, fused_digest, make_fused
 from qconvert.steps.requests import Calibrating
 from qconvert.steps.same_model import check_model
-from qconvert.steps.session import Session
+from qconvert.steps.session import CALIBRATION_RECORD, Session
 from qconvert.workspace import digest, write_atomically
 
-RECORD = "calibration.json"
+RECORD = CALIBRATION_RECORD
 DISTRIBUTIONS = "calibration.safetensors"
 
 
@@ -25,14 +26,15 @@ def make_calibration(session: Session) -> dict[str, Any]:
     if (record := session.fresh("calibrate", RECORD, lambda _: key)) is not None:
         return record
     others, section = session.others, session.config.calibration
-    if others is not None:
-        others.ask(Calibrating(session.skipped))  # they build the model while this rank does
     check_same_weights(session, fused_record)
+    trial = try_equalization(session)
+    equalized = trial is not None and trial.kept
     if others is not None:
+        others.ask(Calibrating(session.skipped, equalized))
         check_model(session, others)
     with session.voice.progress("calibrating") as progress:
         result = calibrate(
-            session.fused,
+            session.equalized if equalized else session.fused,
             session.calibration_images,
             session.read,
             batch_size=section.batch_size,
@@ -45,6 +47,7 @@ def make_calibration(session: Session) -> dict[str, Any]:
     content = {
         "images": result.images,
         "images_digest": session.calibration_images.digest,
+        TRIAL: None if trial is None else trial.model_dump(mode="json"),
         "tensors": {
             name: {
                 "minimum": seen.minimum,
@@ -71,6 +74,14 @@ def split_of(session: Session) -> frozenset[str]:
     return split_pairs(session.fused, asked_for(session.fused, session.config.quantization))
 
 
+def _equalization(session: Session) -> dict[str, Any] | None:
+    """What the choice to equalize depends on, if it is one."""
+    if session.config.recovery.equalization == "off":
+        return None
+    quantization = session.config.quantization.model_dump(mode="json", exclude={"isa"})
+    return {"switch": session.config.recovery.equalization, "quantization": quantization}
+
+
 def _key(session: Session, fused_record: dict[str, Any]) -> str:
     section = session.config.calibration.model_dump(mode="json", exclude={"batch_size"})
     return digest(
@@ -80,6 +91,7 @@ def _key(session: Session, fused_record: dict[str, Any]) -> str:
             "calibration": section,
             "images": session.calibration_images.digest,
             "reading": session.reading,
+            "equalization": _equalization(session),
             "histogram": [BINS, sampled_of(len(session.calibration_images))],
             # Without rules nothing is split, and a fresh run need not build the model.
             "split": sorted(split_of(session)) if session.config.quantization.layers else [],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.environment import here
 from qconvert.measurement.statistics import decibels
 from qconvert.models.checkpoint_file import checkpoint_digest
+from qconvert.models.fusion import FusedModel
 from qconvert.models.outputs import tensors
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.backend import lower
@@ -26,13 +27,15 @@ from qconvert.quantization.lowering.other_size import OtherSize, try_other_size
 from qconvert.quantization.lowering.targets import Int8, Simulated
 from qconvert.quantization.lowering.verification import Verification, verify
 from qconvert.quantization.plan import FewerBits, Plan
+from qconvert.quantization.recovery.trial import Trial
 from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration
 from qconvert.steps.fuse import FUSED, check_same_weights, fused_digest
 from qconvert.steps.judging import judge, what_judges
 from qconvert.steps.measured import FLOAT, Measured, measured
 from qconvert.steps.overflow import make_overflow, planned
 from qconvert.steps.portability import verified_isa
-from qconvert.steps.requests import Recipe
+from qconvert.steps.recovery import recovered
+from qconvert.steps.requests import Recipe, send_content
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, make_timings
 from qconvert.workspace import TEMPORARY, digest, write_atomically
@@ -66,19 +69,26 @@ def make_int8(session: Session) -> dict[str, Any]:
     plan = planned(session, timings, fewer_bits)
     for note in plan.notes:
         session.voice.say(f"convert: {note}")
+    corrected, plan, trials = recovered(session, plan)
     with session.voice.busy("lowering to int8"):
-        model = lower(session.fused, plan, Int8(plan))
+        model = lower(corrected, plan, Int8(plan))
         script = _scripted(session, model)
-    parts_sqnr = _check_prediction(session, plan, model, script, measured(fused_record))
-    accuracy = judge(session, script, "measuring int8 accuracy", lambda _: Recipe(plan=plan))
+    simulated = lower(corrected, plan, Simulated())
+    parts_sqnr = _check_prediction(session, simulated, model, script, measured(fused_record))
+    unproved = torchscript.to_bytes(script)
+    accuracy = judge(
+        session, script, "measuring int8 accuracy",
+        lambda others: Recipe(file=send_content(others, unproved)),
+    )  # fmt: skip
     lowered = session.fused.assembly.eager(model)
     other_size = _other_size(session, lowered, script)
-    verified = verified_isa(session, torchscript.to_bytes(script), measured(fused_record))
+    verified = verified_isa(session, unproved, measured(fused_record))
     manifest = {
         **_manifest(session, plan, fused_record, accuracy, other_size),
         "needs": list(torchscript.needs(script)),
         "verified_isa": verified,
         "fewer_bits": _fewer_bits(plan),
+        "recovery": _recovery(trials, exclude={"seconds"}),
     }
     file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
     # Kept code is compared as TorchScript runs it: Python may round otherwise and choose others.
@@ -91,6 +101,7 @@ def make_int8(session: Session) -> dict[str, Any]:
         "other_size": None if other_size is None else other_size.record(),
         "needs": list(torchscript.needs(script)),
         "verified_isa": verified,
+        "recovery": _recovery(trials),
         "kept": [kept.model_dump() for kept in plan.kept],
         "parts_sqnr_db": parts_sqnr,
     }
@@ -130,14 +141,14 @@ def _fewer_bits(plan: Plan) -> list[dict[str, str]]:
     ]
 
 
-def simulate(session: Session, plan: Plan) -> Callable[..., Any]:
+def _recovery(trials: Sequence[Trial], exclude: set[str] | None = None) -> list[dict[str, Any]]:
+    """What each method of recovery did."""
+    return [trial.model_dump(mode="json", exclude=exclude) for trial in trials]
+
+
+def simulate(model: FusedModel, plan: Plan) -> Callable[..., Any]:
     """The model that the plan predicts, in float arithmetic."""
-    return session.fused.assembly.eager(lower(session.fused, plan, Simulated()))
-
-
-def int8_script(session: Session, plan: Plan) -> Callable[..., Any]:
-    """The model that `make_int8` saves."""
-    return _scripted(session, lower(session.fused, plan, Int8(plan)))
+    return model.assembly.eager(lower(model, plan, Simulated()))
 
 
 def _scripted(session: Session, model: GraphModule) -> torch.jit.ScriptModule:
@@ -155,7 +166,7 @@ def _check_cpu(session: Session) -> None:
 
 def _check_prediction(
     session: Session,
-    plan: Plan,
+    simulated: GraphModule,
     lowered: GraphModule,
     script: Callable[..., Any],
     seen: Measured,
@@ -164,7 +175,6 @@ def _check_prediction(
 
     Of a model whose code is kept in places, the parts are judged, each on the inputs that it has in
     the float model; their SQNR is returned."""
-    simulated = lower(session.fused, plan, Simulated())
     signal, errors = 0.0, [0.0, 0.0]
     with torch.inference_mode():
         for reference, *others in _outputs_of(session, simulated, lowered, script, seen):
@@ -334,6 +344,7 @@ def _key(
             "fused": fused_digest(fused_record),
             "calibration": calibration_record["files"][DISTRIBUTIONS],
             "quantization": config.quantization.model_dump(mode="json"),
+            "recovery": config.recovery.model_dump(mode="json"),
             "timings": timings,
             "fewer_bits": {node: given_up.model_dump() for node, given_up in fewer_bits.items()},
             "evaluation": session.evaluation_images.digest,

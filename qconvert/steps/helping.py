@@ -16,7 +16,7 @@ from qconvert.ranks.team import Helper, Over
 from qconvert.ranks.watch import End
 from qconvert.steps.agreement import facts
 from qconvert.steps.calibrate import split_of
-from qconvert.steps.convert import int8_script, simulate
+from qconvert.steps.convert import simulate
 from qconvert.steps.judging import lend_judging
 from qconvert.steps.readable import Skipped
 from qconvert.steps.requests import Calibrating, Judging, Kept, Recipe
@@ -42,15 +42,15 @@ class _Share:
             return
         self.told.update(request.skipped)
         if isinstance(request, Calibrating):
-            self._calibrate()
+            self._calibrate(request)
         elif isinstance(request, Judging):
             self._judge(request)
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, request: Calibrating) -> None:
         session, section = self.session, self.session.config.calibration
         self.helper.give(model_facts(session))
         lend_calibration(
-            session.fused,
+            session.equalized if request.equalized else session.fused,
             session.calibration_images,
             session.read,
             self.helper,
@@ -70,8 +70,8 @@ class _Share:
         if recipe.file is not None:
             return torchscript.load(self.files[recipe.file])
         assert recipe.plan is not None
-        make = simulate if recipe.simulated else int8_script
-        return make(self.session, recipe.plan)
+        model = self.session.equalized if recipe.equalized else self.session.fused
+        return simulate(model, recipe.plan)
 
 
 def help_first(helper: Helper, load: Callable[[], QConfig], path: Path) -> End:

@@ -12,6 +12,7 @@ from typing import Any
 from qconvert import torchscript
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.latency import Latency, measure
+from qconvert.quantization.recovery.trial import Trial
 from qconvert.reports.inspection_pictures import file_picture, forecast_picture
 from qconvert.reports.inspection_tables import file_lines, file_tables, forecast_tables
 from qconvert.reports.record import FloatOperator, Report
@@ -21,12 +22,14 @@ from qconvert.steps import benchmark as benchmark_step
 from qconvert.steps import calibrate as calibrate_step
 from qconvert.steps import convert as convert_step
 from qconvert.steps import fuse as fuse_step
+from qconvert.steps.equalization import int8_base, trial_of_equalization
 from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
 from qconvert.steps.overflow import RECORD as OVERFLOW
 from qconvert.steps.overflow import WITHOUT_VNNI, make_overflow, planned
+from qconvert.steps.recovery import trial_lines
 from qconvert.steps.requests import Recipe, file_recipe
 from qconvert.steps.session import Session
 from qconvert.steps.timings import make_timings
@@ -150,14 +153,16 @@ def run_calibrate(session: Session) -> Outcome:
     record = calibrate_step.make_calibration(session)
     timings = make_timings(session)
     plan = planned(session, timings, make_overflow(session, timings))
-    simulated = convert_step.simulate(session, plan)
-    recipe = Recipe(plan=plan, simulated=True)
+    model = int8_base(session)
+    simulated = convert_step.simulate(model, plan)
+    recipe = Recipe(plan=plan, equalized=model is not session.fused)
     accuracy = judge(session, simulated, "simulating int8 accuracy", lambda _: recipe)
     latency = _quick_latency(session, {})
     lines = (
         f"{record['images']} images, {len(record['tensors'])} tensors, observer "
         f"{session.config.quantization.activations.observer}",
         f"planned: {plan.int8_macs:.2%} of multiply-accumulates in int8",
+        *trial_lines([trial for trial in [trial_of_equalization(session)] if trial is not None]),
     )
     names = [calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD]
     names += [OVERFLOW] if WITHOUT_VNNI[session.config.quantization.isa] else []
@@ -183,6 +188,7 @@ def run_convert(session: Session) -> Outcome:
         f"{' and '.join(map(str, verification['batch_sizes']))}: largest difference "
         f"{verification['largest_difference']:.1e} of the largest output",
         _size_line(record),
+        *trial_lines([Trial.model_validate(trial) for trial in record["recovery"]]),
         *fuse_step.kept_lines(session.workspace.read(fuse_step.RECORD) or {}),
         *_fewer_bits(record),
         *_in_float(coverage.in_float),

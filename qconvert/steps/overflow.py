@@ -15,6 +15,7 @@ from qconvert.quantization.plan import FewerBits, Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.steps.calibrate import DISTRIBUTIONS, read_calibration
 from qconvert.steps.calibrate import RECORD as CALIBRATION
+from qconvert.steps.equalization import int8_base
 from qconvert.steps.fuse import fused_digest
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by
@@ -46,7 +47,7 @@ def make_overflow(session: Session, timings: Timings | None) -> dict[str, FewerB
 def planned(session: Session, timings: Timings | None, fewer_bits: Mapping[str, FewerBits]) -> Plan:
     """Today's plan; without calibration there is none."""
     section, costs = session.config.quantization, costs_by(session, timings)
-    return make_plan(session.fused, read_calibration(session), section, costs, fewer_bits)
+    return make_plan(int8_base(session), read_calibration(session), section, costs, fewer_bits)
 
 
 def _found(
@@ -60,11 +61,11 @@ def _found(
             "could overflow there gives up bits"
         )
         plan = planned(session, timings, {})
-        return bounded(session.fused, plan, f"{' and '.join(hidden)} could not be tried")
+        return bounded(int8_base(session), plan, f"{' and '.join(hidden)} could not be tried")
     with session.voice.busy(f"looking for overflow on {' and '.join(classes)}"):
         plan_of = partial(planned, session, timings)
         return measure_overflow(
-            session.fused, plan_of, _from_dark_to_bright(session.proofs), classes
+            int8_base(session), plan_of, _from_dark_to_bright(session.proofs), classes
         )
 
 

@@ -15,11 +15,11 @@ from qconvert.steps.readable import Skipped
 @dataclass(frozen=True)
 class Recipe:
     """How another rank makes the model that is judged: it loads the `file` with this digest; or it
-    builds the fused model and lowers it by the `plan`, `simulated` in float or to int8."""
+    builds the fused model, `equalized` or not, and simulates the `plan` in float."""
 
     file: str | None = None
     plan: Plan | None = None
-    simulated: bool = False
+    equalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Calibrating:
-    """The share of `calibrate`."""
+    """The share of `calibrate`, of the model as it is or `equalized`."""
 
     skipped: frozenset[Skipped]
+    equalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class Judging:
 
 def send_file(others: First, path: Path) -> str:
     """Gives all others a file, each content once, and returns its digest."""
-    content = path.read_bytes()
+    return send_content(others, path.read_bytes())
+
+
+def send_content(others: First, content: bytes) -> str:
+    """As `send_file`, of what may be in no file yet."""
     key = hashlib.sha256(content).hexdigest()
     if key not in others.sent:
         others.sent.add(key)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +22,11 @@ from qconvert.models.detectors import Detector
 from qconvert.models.division import Wishes
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture, check_inputs
+from qconvert.models.operators import is_tensor, shape_of
 from qconvert.models.pixels import PixelInput, inner_path
 from qconvert.models.source import FloatModel, build
 from qconvert.qconfig import Preprocess, QConfig
+from qconvert.quantization.recovery.equalization import equalized
 from qconvert.ranks.team import First
 from qconvert.steps.readable import Readable, Skipped, same_images
 from qconvert.steps.voice import Voice
@@ -33,11 +36,17 @@ from qconvert.workspace import Workspace, digest
 Item = TypeVar("Item")
 # Images that prove a model equal to another; enough for every layer to be used.
 PROOF_IMAGES = 16
+# Images that methods of recovery look at, of which each fourth judges what the others suggest;
+# about so many bytes of values are held at a time, in float and in int8.
+FEWEST_FOR_RECOVERY, _RECOVERY_IMAGES, _JUDGING = 8, 64, 4
+_RECOVERY_BYTES = 2 << 30
 # So many sizes of images are timed, where sizes differ.
 _TIMED_SIZES = 8
 # The record of `fuse`, and where it keeps the preprocessing that a library gave.
 FUSE_RECORD = "fused.json"
 LIBRARY_PREPROCESS = "library_preprocess"
+# The record of `calibrate`.
+CALIBRATION_RECORD = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -290,6 +299,24 @@ class Session:
             module = self.float_model.module
             graph = capture(module, self.example, self._wishes, lambda: self.proofs[1:])
             return fuse(graph, groups)
+
+    @cached_property
+    def equalized(self) -> FusedModel:
+        """The fused model with its channels equalized, by what calibration images show."""
+        return equalized(self.fused, self.recovery_images[0])
+
+    @cached_property
+    def recovery_images(self) -> tuple[list[Inputs], list[Inputs]]:
+        """Calibration images that methods of recovery see, and those that judge them: drawn evenly,
+        as many as memory allows."""
+        files = self.calibration_images.files
+        nodes = self.fused.graph.graph.nodes
+        largest = max((prod(shape_of(node)) for node in nodes if is_tensor(node)), default=1)
+        affordable = max(FEWEST_FOR_RECOVERY, _RECOVERY_BYTES // (4 * 4 * largest))
+        count = min(_RECOVERY_IMAGES, len(files), affordable)
+        chosen = [self.inputs(files[i * len(files) // count]) for i in range(count)]
+        judging = chosen[_JUDGING - 1 :: _JUDGING]
+        return [x for i, x in enumerate(chosen) if i % _JUDGING != _JUDGING - 1], judging
 
     @property
     def _wishes(self) -> Wishes:

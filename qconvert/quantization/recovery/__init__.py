@@ -1,0 +1,1 @@
+"""Gets back accuracy without labels and without training, from calibration images alone."""

@@ -1,0 +1,80 @@
+"""Gets back accuracy as `recovery` in the qconfig says, once; later runs read what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from safetensors.torch import load, save
+
+from qconvert.models.fusion import FusedModel
+from qconvert.quantization.plan import Plan
+from qconvert.quantization.recovery.corrected import Corrected, with_corrections
+from qconvert.quantization.recovery.recover import recover
+from qconvert.quantization.recovery.trial import CORRECTING, Trial
+from qconvert.steps.equalization import int8_base, trial_of_equalization, why_not_recovered
+from qconvert.steps.session import Session
+from qconvert.workspace import digest, write_atomically
+
+RECORD = "recovery.json"
+WEIGHTS = "recovery.safetensors"
+
+
+class Recovered(NamedTuple):
+    """The model whose weights and biases were corrected, its plan, and what each method did."""
+
+    model: FusedModel
+    plan: Plan
+    trials: tuple[Trial, ...]
+
+
+def recovered(session: Session, plan: Plan) -> Recovered:
+    """By what was found before, if that is fresh."""
+    section, model = session.config.recovery, int8_base(session)
+    asked = [method for method in CORRECTING if getattr(section, method) != "off"]
+    first = trial_of_equalization(session)
+    before = () if first is None else (first,)
+    if not asked or not plan.macs("int8") or why_not_recovered(session) is not None:
+        return Recovered(model, plan, before)
+    key = _key(session, plan)
+    record = session.fresh("recovery", RECORD, lambda _: key)
+    if record is None:
+        fitted, judging = session.recovery_images
+        found, trials = recover(
+            session.fused, model, plan, fitted, judging, section, session.voice.progress
+        )
+        write_atomically(session.workspace.path(WEIGHTS), _bytes(found))
+        content = {"trials": [trial.model_dump() for trial in trials]}
+        record = session.workspace.write_record(RECORD, key, (WEIGHTS,), content)
+    corrections = _read(session.workspace.path(WEIGHTS).read_bytes())
+    trials = tuple(map(Trial.model_validate, record["trials"]))
+    return Recovered(*with_corrections(model, plan, corrections), (*before, *trials))
+
+
+def _bytes(found: dict[str, Corrected]) -> bytes:
+    arrays = {f"{name}.weight": layer.weight.contiguous() for name, layer in found.items()}
+    arrays |= {f"{name}.bias": x.bias for name, x in found.items() if x.bias is not None}
+    return save(arrays)
+
+
+def _read(content: bytes) -> dict[str, Corrected]:
+    arrays = load(content)
+    names = [name.removesuffix(".weight") for name in arrays if name.endswith(".weight")]
+    return {name: Corrected(arrays[f"{name}.weight"], arrays.get(f"{name}.bias")) for name in names}
+
+
+def _key(session: Session, plan: Plan) -> str:
+    return digest(
+        {
+            "versions": session.versions,
+            "plan": plan.digest(),
+            "images": session.calibration_images.digest,
+            "reading": session.reading,
+            "recovery": session.config.recovery.model_dump(mode="json"),
+        }
+    )
+
+
+def trial_lines(trials: Sequence[Trial]) -> tuple[str, ...]:
+    """For people."""
+    return tuple(f"recovery: {trial.line}" for trial in trials)
