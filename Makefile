@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers bench-calibration account zoo zoo-all clean
+.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers bench-calibration bench-accuracy account zoo zoo-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-peers: install ## int8 beside ONNX Runtime and OpenVINO, into docs/perform
 
 bench-calibration: install ## calibration beside a forward pass, into docs/performance.md: ten minutes
 	$(BIN)/python benchmarks/calibration.py docs/performance.md
+
+bench-accuracy: install ## accuracy beside NNCF and ONNX Runtime, into docs/accuracy.md: ten minutes
+	PYTHONPATH=. $(BIN)/python benchmarks/accuracy.py docs/accuracy.md
 
 account: install ## where the time of resnet50's and mobilenet_v2's int8 files goes, after bench-peers
 	$(BIN)/python benchmarks/account.py docs/performance.md resnet50 mobilenet_v2
