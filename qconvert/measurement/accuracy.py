@@ -18,7 +18,13 @@ from qconvert.images.stream import Others, Progress, Receiver, lend, map_numbere
 from qconvert.measurement.answers import Answer, Decoder
 from qconvert.measurement.confidence import Confidence, compare_confidence
 from qconvert.measurement.metrics import Metric, Row, Seen, cosine
-from qconvert.measurement.statistics import Interval, bootstrap, decibels, proportion
+from qconvert.measurement.statistics import (
+    Interval,
+    bootstrap,
+    decibels,
+    mcnemar,
+    proportion,
+)
 from qconvert.records import Record
 
 # Maps the inputs of one image to the output that is measured.
@@ -27,13 +33,15 @@ Model = Callable[..., Tensor]
 
 class MetricFigures(Record):
     """One metric of float (`reference`) and of the measured model; `drop` is by how much the latter
-    is worse, image by image, in the metric's own unit."""
+    is worse, image by image, in the metric's own unit. Where an image is right or not, `by_chance`
+    is how likely so large a difference is between models that are equally good (`mcnemar`)."""
 
     name: str
     higher_is_better: bool
     reference: Interval
     measured: Interval
     drop: Interval
+    by_chance: float | None = None
 
 
 class ClassFigures(Record):
@@ -45,13 +53,26 @@ class ClassFigures(Record):
     measured: Interval
 
 
+class Flip(Record):
+    """An image (its path below the folder) whose answer changed, with both models' answers (a
+    class's name or index, or a text), how sure they are of it, and the label, where it has one."""
+
+    image: str
+    reference: str
+    measured: str
+    reference_confidence: float | None
+    measured_confidence: float | None
+    label: str | None
+
+
 class Comparison(Record):
     """One model against float. Shares are fractions; SQNR is of the outputs, in dB; cosine is of
     the angle between the two outputs of an image.
 
     What needs labels or answers is empty or None where there is none. `agreement` is the share of
     images with the same answer, or of pixels where there is one answer a pixel. Detections have an
-    agreement and nothing else: their number differs from model to model.
+    agreement and nothing else: their number differs from model to model. `flipped` are the images
+    with another answer, those first of which float was surest.
     """
 
     images: int
@@ -62,6 +83,7 @@ class Comparison(Record):
     cosine: Interval | None = None
     lowest_cosine: float | None = None
     sqnr_db: Interval | None = None
+    flipped: tuple[Flip, ...] = ()
 
     def metric(self, name: str) -> MetricFigures | None:
         """The figures of one metric, if it was measured."""
@@ -138,6 +160,7 @@ def compare(
         cosine=bootstrap(mean, cosines),
         lowest_cosine=float(cosines.min()),
         sqnr_db=bootstrap(_ratio, energies),
+        flipped=_flipped(rows, images),
     )
 
 
@@ -229,13 +252,53 @@ def _figures(metric: Metric, place: int, rows: Sequence[_Judged]) -> MetricFigur
     def drop(both: np.ndarray) -> float:
         return sign * (metric.figure(both[:, :width]) - metric.figure(both[:, width:]))
 
+    by_chance = None
+    if metric.of_images:
+        better, worse = ((a > b).sum() for a, b in ((reference, measured), (measured, reference)))
+        by_chance = mcnemar(int(better), int(worse))
     return MetricFigures(
+        by_chance=by_chance,
         name=metric.name,
         higher_is_better=metric.higher_is_better,
         reference=metric.interval(reference),
         measured=metric.interval(measured),
         drop=bootstrap(drop, np.hstack([reference, measured])),
     )
+
+
+def _flipped(rows: Sequence[_Judged], images: ImageSet) -> tuple[Flip, ...]:
+    found = []
+    for i, row in enumerate(rows):
+        said, now = row.answers
+        if said is None or now is None or said.value == now.value:
+            continue
+        label = images.labels[i] if images.labels is not None else None
+        found.append(
+            Flip(
+                image=_below(images.root, images.files[i]),
+                reference=_named(said.value, images),
+                measured=_named(now.value, images),
+                reference_confidence=_known(said.confidence),
+                measured_confidence=_known(now.confidence),
+                label=None if label is None else _named(label, images),
+            )
+        )
+    return tuple(sorted(found, key=lambda flip: -(flip.reference_confidence or 0.0)))
+
+
+def _below(folder: Path, path: Path) -> str:
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
+def _named(answer: Any, images: ImageSet) -> str:
+    """A class by its name, if it has one."""
+    if isinstance(answer, int) and images.classes is not None:
+        return str(images.classes[answer])
+    return str(answer)
+
+
+def _known(confidence: float) -> float | None:
+    return confidence if math.isfinite(confidence) else None
 
 
 def _right(rows: Sequence[_Judged], images: ImageSet) -> np.ndarray:

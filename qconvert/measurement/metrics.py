@@ -39,6 +39,8 @@ class Metric:
 
     name: str
     higher_is_better: bool = True
+    # Whether each image is right or not, one number of 1 or 0.
+    of_images: bool = False
 
     def row(self, seen: Seen) -> Row:
         """The numbers of one image; the same count for each."""
@@ -58,6 +60,8 @@ class Metric:
 
 class _Share(Metric):
     """Of images that are right or not."""
+
+    of_images = True
 
     def interval(self, rows: np.ndarray) -> Interval:
         """See `Metric`; Wilson's."""

@@ -34,6 +34,19 @@ def proportion(hits: int, total: int) -> Interval:
     return Interval(value=hits / total, low=float(interval.low), high=float(interval.high))
 
 
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The probability that two models which are equally often right differ at least so much, of
+    images that only one of them gets right: McNemar's test, exact (McNemar 1947).
+
+    >>> mcnemar(0, 0), mcnemar(6, 0), round(mcnemar(12, 4), 4)
+    (1.0, 0.03125, 0.0768)
+    """
+    from scipy.stats import binomtest
+
+    either = only_first + only_second
+    return float(binomtest(only_first, either, 0.5).pvalue) if either else 1.0
+
+
 def decibels(signal: float, noise: float) -> float:
     """Ten times the decimal logarithm of a ratio of energies, between -200 and 200.
 

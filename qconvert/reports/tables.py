@@ -6,15 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qconvert.measurement.accuracy import ClassFigures, Comparison
+from qconvert.measurement.accuracy import ClassFigures, Comparison, Flip
 from qconvert.measurement.confidence import Confidence
 from qconvert.measurement.latency import Latency, Timing
 from qconvert.measurement.statistics import Interval
 from qconvert.quantization.recovery.trial import Trial
 from qconvert.reports.record import OnClass, Report
 
-# Rows of a table of classes.
+# Rows of a table of classes, and of one of images.
 _CLASSES_SHOWN = 20
+_FLIPS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def all_tables(report: Report) -> list[Table]:
         *latency_tables(report.latency),
         size_table(report),
     ]
+    if report.accuracy.flipped:
+        tables.append(_flipped_table(report.accuracy.flipped))
     if report.kept:
         kept = tuple((module.name, module.reason) for module in report.kept)
         tables.append(
@@ -92,6 +95,9 @@ def accuracy_table(accuracy: Comparison, model: str) -> Table:
         form = "{:.5f}" if metric.name == "cosine" else "{:.4f}"
         figures = (_with_interval(i, form, "") for i in (metric.reference, metric.measured))
         rows.append((metric_name(metric.name), next(figures), next(figures)))
+        if metric.by_chance is not None:
+            name = f"{metric_name(metric.name)}: chance of such a difference"
+            rows.append((name, "", f"{metric.by_chance:.2g}"))
     if accuracy.agreement is not None:
         rows.append(("same answer as float", "", share(accuracy.agreement)))
     elif accuracy.cosine is not None:
@@ -101,6 +107,33 @@ def accuracy_table(accuracy: Comparison, model: str) -> Table:
         rows.append(("SQNR of the outputs", "", _with_interval(accuracy.sqnr_db, "{:.1f}", " dB")))
     title = f"Accuracy on {accuracy.images:,} images (95 % intervals)"
     return Table(title, ("", "float", model), tuple(rows))
+
+
+def _flipped_table(flipped: Sequence[Flip]) -> Table:
+    """The answers that changed, those first of which float was surest; the JSON has all."""
+
+    def sure(confidence: float | None) -> str:
+        return "" if confidence is None else f"{confidence:.3f}"
+
+    rows = tuple(
+        (
+            flip.image,
+            flip.label or "",
+            flip.reference,
+            sure(flip.reference_confidence),
+            flip.measured,
+            sure(flip.measured_confidence),
+        )
+        for flip in flipped[:_FLIPS_SHOWN]
+    )
+    left = len(flipped) - len(rows)
+    return Table(
+        "Other answers than float's",
+        ("image", "label", "float", "sure of it", "int8", "sure of it"),
+        rows,
+        f"{left} of which float was less sure are in the JSON" if left else "",
+        words=True,
+    )
 
 
 def metric_name(name: str) -> str:

@@ -48,7 +48,7 @@ MANIFEST = "manifest.json"
 # go other ways, and deep networks amplify them; a wrong kernel costs far more.
 _PREDICTION_TOLERANCE_DB = 6.0
 # What would make the file larger; the report has it.
-_NOT_IN_FILE: Any = {"per_class": True, "confidence": {"reference_curve", "curve"}}
+_NOT_IN_FILE: Any = {"per_class": True, "flipped": True, "confidence": {"reference_curve", "curve"}}
 
 
 def make_int8(session: Session) -> dict[str, Any]:

@@ -91,6 +91,30 @@ def test_sixth_place_is_not_in_the_first_five() -> None:
     assert found.accuracy_drop == 0.0
 
 
+def test_answers_that_changed_are_named_with_the_surest_first() -> None:
+    reference, measured = FLOAT.copy(), MEASURED.copy()
+    reference[3] *= 10
+    found = compared(reference, measured, image_set([0, 1, 4, 6]))
+    said = [(flip.image, flip.reference, flip.measured, flip.label) for flip in found.flipped]
+    names = image_set([0, 1, 4, 6]).classes
+    assert said == [
+        ("3.png", names[3], names[0], names[6]),
+        ("1.png", names[1], names[2], names[1]),
+    ]
+    sure = [flip.reference_confidence for flip in found.flipped]
+    assert sure == pytest.approx([1.0, 0.632], abs=0.002)
+
+
+def test_chance_of_a_difference_counts_images_that_only_one_gets_right() -> None:
+    """Seven that float alone gets right, one that the other alone does: 18 of 256."""
+    right, wrong = ranked("0123456"), ranked("1023456")
+    reference = np.concatenate([right] * 7 + [wrong] + [right] * 20)
+    measured = np.concatenate([wrong] * 7 + [right] + [right] * 20)
+    found = compared(reference, measured, image_set([0] * 28, 28))
+    assert found.metric("top1").by_chance == pytest.approx(18 / 256)
+    assert found.metric("top5").by_chance == 1.0
+
+
 def test_better_than_float_is_a_negative_drop() -> None:
     assert compared(MEASURED, FLOAT, image_set([0, 1, 2, 3])).accuracy_drop == -0.5
 
@@ -156,7 +180,10 @@ def test_labels_that_the_model_can_have_pass(labels: list[int] | None, classes) 
 def test_labels_may_be_indexes_without_class_names() -> None:
     named, indexes = image_set([0, 1, 4, 6]), image_set([0, 1, 4, 6], classes=None)
     assert indexes.classes is None
-    assert compared(FLOAT, MEASURED, indexes) == compared(FLOAT, MEASURED, named)
+    found = [compared(FLOAT, MEASURED, images) for images in (indexes, named)]
+    alike = [one.model_copy(update={"flipped": ()}) for one in found]
+    assert alike[0] == alike[1]
+    assert [flip.measured for flip in found[0].flipped] == ["2", "0"]
 
 
 # Two classes on 1 x 4 pixels: float answers 0 1 1 0.

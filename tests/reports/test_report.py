@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qconvert.measurement.accuracy import Comparison, MetricFigures
+from qconvert.measurement.accuracy import Comparison, Flip, MetricFigures
 from qconvert.measurement.environment import Environment
 from qconvert.measurement.latency import Latency, Timing
 from qconvert.measurement.statistics import Interval
@@ -256,6 +256,21 @@ def test_rows_have_their_cells_also_with_pipes_in_them(accuracy: Comparison) -> 
 )
 def test_accuracy_has_rows_for_what_was_measured(accuracy: Comparison, names: list[str]) -> None:
     assert [row[0] for row in all_tables(report(accuracy))[0].rows] == names
+
+
+def test_answers_that_changed_are_listed_and_the_rest_counted() -> None:
+    flips = tuple(
+        Flip(image=f"cat/{i}|{i}.png", reference="cat", measured="cow", label="cat",
+             reference_confidence=0.98765 if i else None, measured_confidence=0.5)
+        for i in range(23)
+    )  # fmt: skip
+    text = to_markdown(report(ACCURACY.model_copy(update={"flipped": flips})), {})
+    assert "## Other answers than float's" in text
+    assert "| cat/1\\|1.png | cat | cat | 0.988 | cow | 0.500 |" in text
+    assert "| cat/0\\|0.png | cat | cat |  | cow | 0.500 |" in text
+    assert "cat/19" in text
+    assert "cat/20" not in text
+    assert "3 of which float was less sure are in the JSON" in text
 
 
 @pytest.mark.parametrize("accuracy", [ACCURACY, UNLABELLED, DENSE])
