@@ -393,7 +393,7 @@ TABLE = [
         "my.yaml: modle: unknown key; did you mean 'model'?"),
     row("unknown key like no other", line("zzz: {}"), "qconfig",
         "my.yaml: zzz: unknown key; known: version, model, data, fuse, calibration, "
-        "quantization, benchmark, budgets, output"),
+        "quantization, recovery, benchmark, budgets, output"),
     row("unknown key further in", line("quantization: {weights: {observr: minmax}}"), "qconfig",
         "my.yaml: quantization.weights.observr: unknown key; did you mean 'observer'?"),
     row("unknown observer", line("quantization: {activations: {observer: histgram}}"), "qconfig",
