@@ -146,13 +146,12 @@ def own(
     ).stdout
     seconds = time.perf_counter() - start
     record = json.loads((out / "convert.json").read_text(encoding="utf-8"))
-    latency = {row["model"]: row for row in json.loads(answer)["latency"]}
+    latency = json.loads(answer)["latency"][0]
     row = {
         "seconds": seconds,
         "int8_macs": record["coverage"]["int8_macs"] / record["coverage"]["macs"],
         "trials": record["recovery"],
-        "latency_ms": 1e3 * latency["int8"]["median_s"],
-        "float_latency_ms": 1e3 * latency["float"]["median_s"],
+        "latency_ms": 1e3 * latency["models"]["int8"]["median_s"]["value"],
     }
     return row, run_file(out / "model.int8.pt", images)
 
