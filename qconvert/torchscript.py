@@ -76,9 +76,8 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModul
 def script(module: nn.Module | Callable[..., Any]) -> Any:
     """Compiles an eval-mode module, or a function, whose code a trace cannot hold."""
     with quiet():
-        if (
-            isinstance(module, nn.Module) and module.training
-        ):  # what was compiled for evaluation alone cannot be told again
+        # What was compiled for evaluation alone cannot be told again.
+        if isinstance(module, nn.Module) and module.training:
             module.eval()
         return torch.jit.script(module)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -184,22 +183,6 @@ class _Sums:
     def found(self) -> dict[str, Distribution]:
         """What was seen of each tensor that was seen; without averages."""
         return {name: g.distribution for name, g in self._growing.items() if g.images}
-
-
-def distributions_of(model: FusedModel, images: Sequence[Inputs], averaging: float) -> Calibration:
-    """Of a few images that are in memory.
-
-    Raises NotFiniteError."""
-    sums = _Sums(model, observed_values(model), averaging, sampled_of(len(images)))
-    averages: dict[str, tuple[float, float]] = {}
-    for inputs in images:
-        ranges = sums.add(inputs)
-        if isinstance(ranges, str):
-            raise NotFiniteError(ranges)
-        for name, new in ranges.items():
-            averages[name] = moved(averages.get(name, new), new, averaging)
-    tensors = {name: averaging_to(seen, averages[name]) for name, seen in sums.found.items()}
-    return Calibration(len(images), tensors)
 
 
 def observed_in(model: FusedModel, inputs: Inputs) -> dict[str, Distribution]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from qconvert.images.preprocess import Inputs
 from qconvert.models.fusion import FusedModel
-from qconvert.quantization.calibration import Calibration, distributions_of
+from qconvert.quantization.calibration import calibrate
+from qconvert.quantization.layer_rules import asked_for, split_pairs
 from qconvert.quantization.planning import make_plan
 from qconvert.quantization.recovery.recover import sqnr_db
 from qconvert.quantization.recovery.trial import Trial
@@ -19,14 +19,14 @@ TRIAL = "equalization"
 
 def int8_base(session: Session) -> FusedModel:
     """The float model that int8 is made of: what `calibrate` chose."""
-    trial = trial_of_equalization(session)
-    return session.equalized if trial is not None and trial.kept else session.fused
+    kept = any(trial.kept for trial in trials_of_equalization(session))
+    return session.equalized if kept else session.fused
 
 
-def trial_of_equalization(session: Session) -> Trial | None:
-    """What `calibrate` found; None where it was not tried."""
+def trials_of_equalization(session: Session) -> tuple[Trial, ...]:
+    """What `calibrate` found: one, or none where it was not tried."""
     found: dict[str, Any] | None = (session.workspace.read(CALIBRATION_RECORD) or {}).get(TRIAL)
-    return None if found is None else Trial.model_validate(found)
+    return () if found is None else (Trial.model_validate(found),)
 
 
 def why_not_recovered(session: Session) -> str | None:
@@ -63,11 +63,14 @@ def try_equalization(session: Session) -> Trial | None:
 
 def _sqnr_db(session: Session, model: FusedModel) -> float:
     """What the plan for this CPU has, that is made of the images which the method sees."""
-    fitted, unseen = session.recovery_images
-    section = session.config.quantization.model_copy(update={"isa": "vnni"})
-    plan = make_plan(model, _calibrated(model, fitted, session), section)
-    return sqnr_db(session.fused, model, plan, {}, unseen)
-
-
-def _calibrated(model: FusedModel, images: list[Inputs], session: Session) -> Calibration:
-    return distributions_of(model, images, session.config.calibration.averaging)
+    section, calibration = session.config.quantization, session.config.calibration
+    seen = calibrate(
+        model,
+        session.recovery_images[0],
+        session.read,
+        batch_size=calibration.batch_size,
+        averaging=calibration.averaging,
+        split=split_pairs(model, asked_for(model, section)),
+    )
+    plan = make_plan(model, seen, section.model_copy(update={"isa": "vnni"}))
+    return sqnr_db(session.fused, model, plan, {}, session.recovery_inputs[1])

@@ -22,7 +22,7 @@ from qconvert.steps import benchmark as benchmark_step
 from qconvert.steps import calibrate as calibrate_step
 from qconvert.steps import convert as convert_step
 from qconvert.steps import fuse as fuse_step
-from qconvert.steps.equalization import int8_base, trial_of_equalization
+from qconvert.steps.equalization import int8_base, trials_of_equalization
 from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.judging import judge
@@ -162,7 +162,7 @@ def run_calibrate(session: Session) -> Outcome:
         f"{record['images']} images, {len(record['tensors'])} tensors, observer "
         f"{session.config.quantization.activations.observer}",
         f"planned: {plan.int8_macs:.2%} of multiply-accumulates in int8",
-        *trial_lines([trial for trial in [trial_of_equalization(session)] if trial is not None]),
+        *trial_lines(trials_of_equalization(session)),
     )
     names = [calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD]
     names += [OVERFLOW] if WITHOUT_VNNI[session.config.quantization.isa] else []

@@ -12,7 +12,7 @@ from qconvert.quantization.plan import Plan
 from qconvert.quantization.recovery.corrected import Corrected, with_corrections
 from qconvert.quantization.recovery.recover import recover
 from qconvert.quantization.recovery.trial import CORRECTING, Trial
-from qconvert.steps.equalization import int8_base, trial_of_equalization, why_not_recovered
+from qconvert.steps.equalization import int8_base, trials_of_equalization, why_not_recovered
 from qconvert.steps.session import Session
 from qconvert.workspace import digest, write_atomically
 
@@ -32,16 +32,14 @@ def recovered(session: Session, plan: Plan) -> Recovered:
     """By what was found before, if that is fresh."""
     section, model = session.config.recovery, int8_base(session)
     asked = [method for method in CORRECTING if getattr(section, method) != "off"]
-    first = trial_of_equalization(session)
-    before = () if first is None else (first,)
+    before = trials_of_equalization(session)
     if not asked or not plan.macs("int8") or why_not_recovered(session) is not None:
         return Recovered(model, plan, before)
     key = _key(session, plan)
     record = session.fresh("recovery", RECORD, lambda _: key)
     if record is None:
-        fitted, judging = session.recovery_images
         found, trials = recover(
-            session.fused, model, plan, fitted, judging, section, session.voice.progress
+            session.fused, model, plan, *session.recovery_inputs, section, session.voice.progress
         )
         write_atomically(session.workspace.path(WEIGHTS), _bytes(found))
         content = {"trials": [trial.model_dump() for trial in trials]}

@@ -303,20 +303,27 @@ class Session:
     @cached_property
     def equalized(self) -> FusedModel:
         """The fused model with its channels equalized, by what calibration images show."""
-        return equalized(self.fused, self.recovery_images[0])
+        return equalized(self.fused, self.recovery_inputs[0])
 
     @cached_property
-    def recovery_images(self) -> tuple[list[Inputs], list[Inputs]]:
+    def recovery_images(self) -> tuple[ImageSet, ImageSet]:
         """Calibration images that methods of recovery see, and those that judge them: drawn evenly,
         as many as memory allows."""
-        files = self.calibration_images.files
+        images = self.calibration_images
         nodes = self.fused.graph.graph.nodes
         largest = max((prod(shape_of(node)) for node in nodes if is_tensor(node)), default=1)
         affordable = max(FEWEST_FOR_RECOVERY, _RECOVERY_BYTES // (4 * 4 * largest))
-        count = min(_RECOVERY_IMAGES, len(files), affordable)
-        chosen = [self.inputs(files[i * len(files) // count]) for i in range(count)]
-        judging = chosen[_JUDGING - 1 :: _JUDGING]
-        return [x for i, x in enumerate(chosen) if i % _JUDGING != _JUDGING - 1], judging
+        count = min(_RECOVERY_IMAGES, len(images), affordable)
+        chosen = [images.files[i * len(images) // count] for i in range(count)]
+        judging = set(chosen[_JUDGING - 1 :: _JUDGING])
+        others = set(images.files) - set(chosen)
+        return images.without(others | judging), images.without(set(images.files) - judging)
+
+    @cached_property
+    def recovery_inputs(self) -> tuple[list[Inputs], list[Inputs]]:
+        """Those of `recovery_images`."""
+        fitted, unseen = ([self.inputs(p) for p in part.files] for part in self.recovery_images)
+        return fitted, unseen
 
     @property
     def _wishes(self) -> Wishes:
