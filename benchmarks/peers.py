@@ -1,11 +1,12 @@
 """Measures this tool's int8 files beside those of ONNX Runtime and OpenVINO's NNCF.
 
-    python benchmarks/peers.py docs/performance.md [--only NAME,NAME] [--again]
+    python benchmarks/peers.py docs/performance.md [--only NAME,NAME] [--again] [--settings 8x1,8x2]
 
 Makes the peers' environment in build/peers (versions in peers_requirements.txt), converts each
 model with each tool from the same float model and images, and lets the results run turn by turn,
 each in a process of its own. What was converted is kept; `--again` converts anew. Results are kept
-by model in build/peers/results, and the page has all of them.
+by model in build/peers/results, and the page has all of them; with `--settings`, those of the other
+settings stay.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(NAMES))
     parser.add_argument("--again", action="store_true", help="convert anew")
-    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="the first of them")
+    parser.add_argument("--settings", type=_settings, default=SETTINGS, help="batch x threads")
     options = parser.parse_args()
     if unknown := set(options.only) - set(NAMES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
@@ -58,18 +59,35 @@ def main() -> None:
     for name in options.only:
         model = subject(name, BUILD)
         prepared = prepare(model, python, options.again)
+        known = {(s["batch"], s["threads"]): s for s in recorded(results / f"{name}.json")}
+        known |= {setting: measure(model, python, *setting) for setting in options.settings}
         found = prepared | {
             "name": name,
-            "date": time.strftime("%Y-%m-%d"),
             "environment": here().model_dump() | {"load": os.getloadavg()[0]},
             "peers": REQUIREMENTS.read_text(encoding="utf-8").splitlines()[1:],
-            "settings": [measure(model, python, *s) for s in SETTINGS[: options.settings]],
+            "settings": [known[s] for s in SETTINGS if s in known],
         }
         part = results / f"{name}.part"
         part.write_text(json.dumps(found, indent=1), encoding="utf-8")
         part.replace(results / f"{name}.json")
         print(line(found), file=sys.stderr, flush=True)
         write_page(options.page, results)
+
+
+def _settings(text: str) -> tuple[tuple[int, int], ...]:
+    """`8x1,8x2` as pairs of batch size and threads."""
+    found = tuple((int(b), int(t)) for b, t in (pair.split("x") for pair in text.split(",")))
+    if unknown := set(found) - set(SETTINGS):
+        raise argparse.ArgumentTypeError(f"not among {SETTINGS}: {sorted(unknown)}")
+    return found
+
+
+def recorded(result: Path) -> list[dict[str, Any]]:
+    """What was measured of a model, by setting."""
+    if not result.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8"))["settings"]
+    return found
 
 
 def environment() -> Path:
@@ -190,7 +208,9 @@ def measure(model: Subject, python: Path, batch: int, threads: int) -> dict[str,
         sqnr = (
             {r: outputs(w, model.folder / f"{r}.npz") for r, w in workers.items()} if first else {}
         )
-    found: dict[str, Any] = {"batch": batch, "threads": threads, "rounds_s": rounds}
+    found: dict[str, Any] = {
+        "batch": batch, "threads": threads, "rounds_s": rounds, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
     if first:
         found["sqnr_db"] = {r: sqnr_db(sqnr[FLOAT], sqnr[r]) for r in sqnr if r != FLOAT}
     return found
