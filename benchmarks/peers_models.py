@@ -70,6 +70,7 @@ def subject(name: str, build: Path) -> Subject:
             "labels": "none",
             "preprocess": {"crop": _SIDE, "mean": list(MEAN), "std": list(STD)},
         },
+        "recovery": dict.fromkeys(("equalization", "rounding", "bias_correction"), "off"),
         "output": f"{name}/qconvert",
     }
     path = build / f"{name}.yaml"

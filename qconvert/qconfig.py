@@ -392,17 +392,17 @@ class RecoverySection(Section):
     method if it helps on those calibration images that it did not see."""
 
     equalization: Switch = Field(
-        "off",
+        "auto",
         description="channels are scaled so that all of a tensor use its 8 bits alike; what reads "
         "them is scaled back",
     )
     rounding: Switch = Field(
-        "off",
+        "auto",
         description="weights are rounded together, so that their errors cancel on the inputs that "
         "a layer reads, instead of each to the nearest integer",
     )
     bias_correction: Switch = Field(
-        "off", description="biases make up for what rounding does to a layer's mean result"
+        "auto", description="biases make up for what rounding does to a layer's mean result"
     )
 
 

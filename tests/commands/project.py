@@ -23,6 +23,8 @@ QCONVERT = (sys.executable, "-m", "qconvert")
 # waits for itself, and a process takes a third longer.
 UNMEASURED = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
+NO_RECOVERY = dict.fromkeys(("equalization", "rounding", "bias_correction"), "off")
+
 NETWORK = """
 import torch
 from torch import nn
@@ -115,13 +117,15 @@ class Project:
 
     def qconfig(self, **changes: Any) -> Path:
         """Writes the qconfig with these sections replaced (None: left out). It is for VNNI:
-        `portable`, the default, starts processes for other CPUs (`test_portability.py`)."""
+        `portable`, the default, starts processes for other CPUs (`test_portability.py`). Nothing is
+        recovered, which takes its time (`test_recovery.py`)."""
         config: dict[str, Any] = {
             "version": 1,
             "model": {"source": "network.py:network", "checkpoint": "weights.pt"},
             "data": {"calibration": "images", "preprocess": {"mean": [0.5], "std": [0.25]}},
             "benchmark": {"threads": [1], "seconds": 0.05},
             "quantization": {"isa": "vnni"},
+            "recovery": NO_RECOVERY,
             "output": "out",
             **changes,
         }

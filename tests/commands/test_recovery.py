@@ -61,9 +61,9 @@ def test_nothing_is_tried_again(recovered: Project) -> None:
 
 def test_switches_are_words_of_yaml(project: Project) -> None:
     """`on` and `off` without quotes, which YAML reads as true and false."""
-    path = project.qconfig(quantization=INT8)
+    path = project.qconfig(quantization=INT8, recovery=None)
     with path.open("a") as file:
-        file.write("recovery: {rounding: on, bias_correction: off}\n")
+        file.write("recovery: {equalization: off, rounding: on, bias_correction: off}\n")
     result = project.run("convert", "--quiet")
     assert result.code == 0, result.err
     (trial,) = project.record("convert.json")["recovery"]
@@ -71,7 +71,7 @@ def test_switches_are_words_of_yaml(project: Project) -> None:
 
 
 def test_too_few_images_are_said(project: Project) -> None:
-    project.qconfig(quantization=INT8, calibration={"images": 5}, recovery={"rounding": "auto"})
+    project.qconfig(quantization=INT8, calibration={"images": 5}, recovery=None)
     result = project.run("convert")
     assert result.code == 0, result.err
     assert "recovery: not tried: 5 calibration images are fewer than 8" in result.err
