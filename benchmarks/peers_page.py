@@ -41,7 +41,10 @@ def rounds_of(setting: Mapping[str, Any]) -> Rounds:
 def lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The tables of all settings."""
     first = results[0]
-    machine, dates = first["environment"], sorted({s["date"] for r in results for s in r["settings"]})
+    machine, dates = (
+        first["environment"],
+        sorted({s["date"] for r in results for s in r["settings"]}),
+    )
     loads = [r["environment"]["load"] for r in results]
     found = [
         f"Measured on {' and '.join(dates)} by `make bench-peers`: {machine['cpu']}, "
