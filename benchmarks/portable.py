@@ -2,8 +2,8 @@
 
     python benchmarks/portable.py docs/portable.md
 
-Each ready qconfig is converted for `vnni` and for `portable`, and judged on its evaluation images by
-`qconvert benchmark --isa`, in processes that are limited to each class. Needs a CPU with VNNI.
+Each ready qconfig is converted for `vnni` and for `portable`, and judged on its evaluation images
+by `qconvert benchmark --isa`, in processes that are limited to each class. Needs a CPU with VNNI.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- |",
         *(line for lines in rows for line in lines),
         "",
-        f"Measured on {time.strftime('%Y-%m-%d')} by `make bench-portable`: qconvert {__version__}, "
-        f"torch {torch.__version__}, Python {machine.python}, {machine.cpu}. In brackets: 95 % "
+        f"Measured on {time.strftime('%Y-%m-%d')} by `make bench-portable`: qconvert "
+        f"{__version__}, torch {torch.__version__}, {machine.cpu}. In brackets: 95 % "
         "intervals over images.",
     ]
     replace(Path(sys.argv[1]), "portable", ["", *lines, ""])
