@@ -24,6 +24,12 @@ from qconvert.quantization.plan import Lowering, Precision
 from qconvert.quantization.units import Readers, Unit
 
 
+# What counts of the time of a layer and a sum after it that are computed apart. One kernel for both
+# does not round the layer's result to 8 bits before it is added: that gave MobileNetV2 0.7 dB, for
+# 2 % of its time.
+_APART = 2.0
+
+
 @dataclass(frozen=True)
 class Decision:
     """What becomes of a unit. `sum_of` is the index of the layer that computes this addition;
@@ -319,9 +325,9 @@ class _Deciding:
             floats = i not in sums and self._returns_float(i, in_int8, family)
             cost = self._int8(unit, family, floats)
             if i in sums:
-                cost += (
-                    self._int8(last, "classic") if family == "classic"
-                    else self._costs.estimate("with sum", "direct", self._written(sums[i]))
+                cost = (
+                    round(_APART * (cost + self._int8(last, "classic"))) if family == "classic"
+                    else cost + self._costs.estimate("with sum", "direct", self._written(sums[i]))
                 )  # fmt: skip
             if read_as_float and not floats:
                 cost += to_float
