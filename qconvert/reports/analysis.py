@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from qconvert.measurement.statistics import Interval
@@ -17,7 +18,7 @@ class Analysis(Sensitivity):
     """`analysis.json`: what each place costs on `images` of `of_images` evaluation images, or
     calibration images where there are no others (`calibration_images`). `measured_output` is None
     for a model that is traced in parts, where all results of the parts count. `trials` are rules
-    that keep an operator in float. SQNR and gains are dB, shares fractions."""
+    for the operators that cost most. SQNR and gains are dB, shares fractions."""
 
     version: Literal[1] = 1
     name: str
@@ -103,17 +104,12 @@ def _what_to_do(analysis: Analysis) -> str:
     best = max(analysis.trials, key=lambda trial: trial.gain_db.value, default=None)
     if best is None or best.gain_db.low <= 0:
         return (
-            "what to do: no operator in float alone would give much: the error is spread over "
-            f"{len(analysis.worst)} places"
+            f"what to do: none of {len(analysis.trials)} rules that were tried is sure to help: "
+            f"the error is spread over {len(analysis.worst)} places"
         )
-    rule = f"{{match: {_quoted(best.match)}, precision: float32}}"
+    # JSON is YAML in one line.
     return (
-        f"what to do: quantization.layers: [{rule}]: {best.before_db.value:.1f} to "
-        f"{best.after_db.value:.1f} dB ({_signed(best.gain_db)}), with {best.macs_share:.1%} of "
-        "multiply-accumulates less in int8"
+        f"what to do: quantization.layers: [{json.dumps(best.rule)}]: {best.before_db.value:.1f} "
+        f"to {best.after_db.value:.1f} dB (gain {_signed(best.gain_db)}), "
+        f"{best.macs_share:.1%} of multiply-accumulates leave int8"
     )
-
-
-def _quoted(text: str) -> str:
-    """For YAML in one line."""
-    return f'"{text}"'

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from glob import escape
 from typing import Any
 
 from qconvert.images.folder import ImageSet
 from qconvert.qconfig import LayerRule
-from qconvert.quantization.plan import FewerBits, Plan
+from qconvert.quantization.plan import FewerBits
 from qconvert.quantization.planning import make_plan
-from qconvert.quantization.sensitivity.analysis import analyze, try_plan
+from qconvert.quantization.sensitivity.analysis import analyze, try_plans
 from qconvert.quantization.sensitivity.record import Sensitivity
 from qconvert.quantization.sensitivity.subject import Subject, with_plan
 from qconvert.reports.analysis import Analysis
@@ -51,17 +51,17 @@ def make_analysis(session: Session, images: int) -> Analysis:
     with session.voice.progress("each operator alone") as progress:
         found = analyze(subject, chosen, session.read, progress=progress)
 
-    def without(name: str) -> Plan:
-        rule = LayerRule(match=escape(name), precision="float32")
-        more = section.model_copy(update={"layers": (*section.layers, rule)})
+    def with_rule(rule: dict[str, Any]) -> Subject:
+        layers = (*section.layers, LayerRule.model_validate(rule))
+        more = section.model_copy(update={"layers": layers})
         costs = costs_by(session, timings)
-        return make_plan(subject.model, read_calibration(session), more, costs, fewer_bits)
+        plan = make_plan(subject.model, read_calibration(session), more, costs, fewer_bits)
+        return with_plan(subject, plan)
 
-    with session.voice.busy("keeping the worst in float"):
-        trials = tuple(
-            try_plan(name, subject, with_plan(subject, without(name)), chosen, session.read)
-            for name in _candidates(found)
-        )
+    rules = _rules(found, section.activations.observer)
+    with session.voice.busy("trying rules for the worst"):
+        others = ((rule, with_rule(rule)) for rule in rules)
+        trials = try_plans(subject, others, chosen, session.read)
     whole = session.fused.assembly.whole
     analysis = Analysis(
         name=session.config_path.stem,
@@ -89,18 +89,40 @@ def _evenly(images: ImageSet, count: int) -> ImageSet:
     return images.without(set(images.files) - chosen)
 
 
-def _candidates(found: Sensitivity) -> list[str]:
-    """The names of operators which cost most, if that is not by chance."""
+def _rules(found: Sensitivity, observer: str) -> list[dict[str, Any]]:
+    """For the operators that cost most, if that is not by chance: to keep each in float, or the
+    module that holds it and others, between which nothing is rounded then; and where its result
+    loses most by clipping, to hold all of its range (the observer `histogram` has weighed that)."""
+    named = [place for place in found.places if place.precision != "boundary"]
     worth = [
         place
-        for place in found.places
-        if place.precision != "boundary"
-        and place.gain_db is not None
-        and place.gain_db.value >= _WORTH_DB
-        and place.gain_db.low > 0
+        for place in named
+        if place.gain_db is not None and place.gain_db.value >= _WORTH_DB and place.gain_db.low > 0
     ]
     worth.sort(key=lambda place: place.rank_gain or 0)
-    return list(dict.fromkeys(place.name for place in worth))[:_TRIED]
+    rules: list[dict[str, Any]] = []
+    for place in worth[:_TRIED]:
+        module = _holding(place.name, [other.name for other in named])
+        rules += [
+            {"match": escape(name), "precision": "float32"}
+            for name in (place.name, module)
+            if name is not None
+        ]
+        clipped = place.result is not None and place.result.clipping > 0.5
+        if clipped and observer != "histogram":
+            rules.append({"match": escape(place.name), "activations": {"observer": "minmax"}})
+    return [rule for i, rule in enumerate(rules) if rule not in rules[:i]]
+
+
+def _holding(name: str, names: Sequence[str]) -> str | None:
+    """The smallest module that holds this operator and others, if it is no more than a quarter of
+    the model."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        held = sum(other.startswith(f"{name}.") for other in names)
+        if held > 1:
+            return name if held <= len(names) / 4 else None
+    return None
 
 
 def _key(

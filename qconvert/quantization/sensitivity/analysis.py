@@ -80,24 +80,30 @@ def analyze(
     return _summary(subject, table, tallies)
 
 
-def try_plan(match: str, before: Subject, after: Subject, images: ImageSet, read: Reader) -> Trial:
-    """What the measured output gains by another plan, on the same images."""
-    rows = np.stack([_ends(before, images, read), _ends(after, images, read)], 1)
+def try_plans(
+    subject: Subject,
+    others: Iterable[tuple[dict[str, Any], Subject]],
+    images: ImageSet,
+    read: Reader,
+) -> tuple[Trial, ...]:
+    """What the measured output gains by plans that have a rule more, on the same images."""
+    before = _ends(subject, images, read)
+    total = subject.plan.kept_macs + sum(o.macs for o in subject.plan.operators)
+    trials = []
+    for rule, other in others:
+        rows = np.stack([before, _ends(other, images, read)], 1)
+        first, second, gain = bootstraps(_gain, rows)
+        left = subject.plan.macs("int8") - other.plan.macs("int8")
+        share = left / total if total else 0.0
+        trials.append(
+            Trial(rule=rule, before_db=first, after_db=second, gain_db=gain, macs_share=share)
+        )
+    return tuple(trials)
 
-    def figures(drawn: np.ndarray) -> Sequence[float]:
-        first, second = (decibels(*drawn[:, i].sum(0).tolist()) for i in range(2))
-        return first, second, second - first
 
-    intervals = bootstraps(figures, rows)
-    total = before.plan.kept_macs + sum(o.macs for o in before.plan.operators)
-    left = before.plan.macs("int8") - after.plan.macs("int8")
-    return Trial(
-        match=match,
-        before_db=intervals[0],
-        after_db=intervals[1],
-        gain_db=intervals[2],
-        macs_share=left / total if total else 0.0,
-    )
+def _gain(drawn: np.ndarray) -> Sequence[float]:
+    first, second = (decibels(*drawn[:, i].sum(0).tolist()) for i in range(2))
+    return first, second, second - first
 
 
 def _ends(subject: Subject, images: ImageSet, read: Reader) -> np.ndarray:
@@ -139,7 +145,7 @@ def _summary(subject: Subject, table: np.ndarray, tallies: dict[int, Tally]) -> 
             parts = totals[i].weight + totals[i].result
             found |= {
                 "alone_db": alone[i],
-                "weight_share": totals[i].weight / parts if parts else None,
+                "weight_share": totals[i].weight / parts if parts and place.weight else None,
                 "in_float_db": in_float[i],
                 "gain_db": gain[i],
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from qconvert.measurement.statistics import Interval
 from qconvert.quantization.sensitivity.tensor_error import TensorError
@@ -43,12 +43,12 @@ class PlaceSensitivity(Record):
 
 
 class Trial(Record):
-    """A rule of `quantization.layers` that keeps an operator in float, and the plan that it gives:
+    """A rule for `quantization.layers`, as the qconfig writes it, and what the plan with it gives:
     SQNR (dB) of the measured output before and with it, and the share of multiply-accumulates that
-    leave int8. Float between int8 is rounded again, so it gives less than the operator's own
-    `gain_db`."""
+    leave int8. An operator in float between others in int8 is rounded again when these read it, so
+    a rule gives less than the operator's own `gain_db`."""
 
-    match: str
+    rule: dict[str, Any]
     before_db: Interval
     after_db: Interval
     gain_db: Interval
