@@ -33,7 +33,10 @@ _TRIED, _WORTH_DB = 3, 0.1
 
 def make_analysis(session: Session, images: int) -> Analysis:
     """Writes `analysis.json` and `analysis.svg`, unless fresh: of at most so many evaluation
-    images, drawn evenly."""
+    images, drawn evenly.
+
+    Raises NotFiniteImageError that names images on which the float model is not finite.
+    """
     calibration_record = make_calibration(session)
     fused_record = session.workspace.read(FUSE_RECORD) or {}
     timings = make_timings(session)
@@ -44,31 +47,21 @@ def make_analysis(session: Session, images: int) -> Analysis:
     if record is not None:
         return _read(record)
     check_same_weights(session, fused_record)
-    section = session.config.quantization
     corrected, plan, _ = recovered(session, planned(session, timings, fewer_bits))
     output = measured(fused_record).name
     subject = Subject(int8_base(session), corrected, plan, output)
     with session.voice.progress("each operator alone") as progress:
         found = analyze(subject, chosen, session.read, progress=progress)
-
-    def with_rule(rule: dict[str, Any]) -> Subject:
-        layers = (*section.layers, LayerRule.model_validate(rule))
-        more = section.model_copy(update={"layers": layers})
-        costs = costs_by(session, timings)
-        plan = make_plan(subject.model, read_calibration(session), more, costs, fewer_bits)
-        return with_plan(subject, plan)
-
-    rules = _rules(found, section.activations.observer)
     with session.voice.busy("trying rules for the worst"):
-        others = ((rule, with_rule(rule)) for rule in rules)
+        rules = _rules(found, session.config.quantization.activations.observer)
+        others = ((r, _with_rule(session, subject, r, timings, fewer_bits)) for r in rules)
         trials = try_plans(subject, others, chosen, session.read)
-    whole = session.fused.assembly.whole
     analysis = Analysis(
         name=session.config_path.stem,
         images=len(chosen),
         of_images=len(session.evaluation_images),
         calibration_images=session.judged_on_calibration_images,
-        measured_output=output if whole else None,
+        measured_output=output if session.fused.assembly.whole else None,
         plan=plan.digest(),
         trials=trials,
         **dict(found),
@@ -76,6 +69,21 @@ def make_analysis(session: Session, images: int) -> Analysis:
     write_atomically(session.workspace.path(PLOT), analysis_svg(analysis))
     session.workspace.write_record(RECORD, key, (PLOT,), analysis.model_dump(mode="json"))
     return analysis
+
+
+def _with_rule(
+    session: Session,
+    subject: Subject,
+    rule: dict[str, Any],
+    timings: Timings | None,
+    fewer_bits: Mapping[str, FewerBits],
+) -> Subject:
+    """The plan that `convert` would make with one rule more; recovery is not run again."""
+    section = session.config.quantization
+    layers = (*section.layers, LayerRule.model_validate(rule))
+    more, costs = section.model_copy(update={"layers": layers}), costs_by(session, timings)
+    plan = make_plan(subject.model, read_calibration(session), more, costs, fewer_bits)
+    return with_plan(subject, plan)
 
 
 def _read(record: dict[str, Any]) -> Analysis:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from qconvert.images.preprocess import Inputs
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import module_of
+from qconvert.models.pixels import known_path
 from qconvert.quantization.fewer_bits import nodes_by_name
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.switched import Place, Switched
@@ -65,7 +66,8 @@ class Subject:
     def parts(self) -> tuple[str | None, ...]:
         """The place in the model of each body; None for a whole model."""
         assembly = self.model.assembly
-        return (None,) if assembly.whole else tuple(part.path for part in assembly.parts)
+        names = tuple(known_path(part.path) or "the model" for part in assembly.parts)
+        return (None,) if assembly.whole else names
 
     @contextmanager
     def looks(self, inputs: Inputs) -> Iterator[Iterator[Look]]:
