@@ -168,6 +168,24 @@ def benchmark(
     _run("benchmark", {"classes": classes}, *settings)
 
 
+@app.command(help="Tell what int8 costs at each operator, and which one to keep in float.")
+def analyze(
+    qconfig: QConfigPath,
+    overrides: SetOption = None,
+    output: OutputOption = None,
+    images: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="At most so many evaluation images, drawn evenly."),
+    ] = 32,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+    force: ForceOption = False,
+) -> None:
+    settings = (qconfig, overrides or [], output, as_json, quiet, debug, force)
+    _run("analyze", {"images": images}, *settings)
+
+
 @app.command(help="Tell what will become of each layer, and why; or what is in a TorchScript file.")
 def inspect(
     target: Annotated[

@@ -64,10 +64,11 @@ def dequantize(integers: Tensor, params: QuantParams) -> Tensor:
 
 
 def fake_quantize(x: Tensor, params: QuantParams) -> Tensor:
-    """What remains of float32 values after a round trip through the integers."""
-    return torch.fake_quantize_per_tensor_affine(
-        x, params.scale, params.zero_point, params.quant_min, params.quant_max
-    )
+    """What remains of float32 values after a round trip through the integers: what
+    `torch.fake_quantize_per_tensor_affine` returns, in less time."""
+    low, high = params.quant_min - params.zero_point, params.quant_max - params.zero_point
+    reciprocal = float(np.float32(1) / np.float32(params.scale))
+    return (x * reciprocal).round_().clamp_(low, high).mul_(params.scale)
 
 
 def affine(minimum: float, maximum: float, quant_min: int = 0, quant_max: int = 255) -> QuantParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -10,11 +11,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from qconvert.measurement.confidence import Confidence
+from qconvert.quantization.sensitivity.record import PlaceSensitivity
+from qconvert.reports.analysis import Analysis
 
 _FLOAT, _OTHER = "#0b6fb8", "#c2410c"
 # Much below the accuracy that is asked for nobody looks.
 _BELOW = 4
 _LEAST_HEIGHT = 1e-3
+# Places that a plot along the depth names.
+_NAMED = 5
 # The same record gives the same bytes; text stays text, so that it can be searched and read out.
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "qconvert",
@@ -62,6 +67,57 @@ def automation_svg(confidence: Confidence, model: str) -> bytes:
         written = io.BytesIO()
         figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()
+
+
+def analysis_svg(analysis: Analysis) -> bytes:
+    """Along the depth of a model: the SQNR of each result with everything in int8, and below it
+    what each place costs the measured output alone, and gains it alone in float."""
+    places = analysis.places
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(min(max(6.4, 0.16 * len(places)), 16.0), 6.4),
+                        layout="constrained")  # fmt: skip
+        FigureCanvasSVG(figure)
+        here, cost = figure.subplots(2, 1, sharex=True)
+        for axes, label, name, colour, style in (
+            (here, "SQNR of the result, dB", "sqnr_db", _FLOAT, "-"),
+            (cost, "alone in int8: SQNR of the output, dB", "alone_db", _OTHER, ""),
+        ):
+            known = [(p.depth, getattr(p, name)) for p in places if getattr(p, name) is not None]
+            depths, values = [d for d, _ in known], [i.value for _, i in known]
+            lows = [max(i.value - i.low, 0) for _, i in known]
+            highs = [max(i.high - i.value, 0) for _, i in known]
+            axes.errorbar(depths, values, yerr=[lows, highs], fmt=f"o{style}", color=colour,
+                          markersize=3, linewidth=1.2, elinewidth=0.8)  # fmt: skip
+            axes.set_ylabel(label, color=colour)
+            axes.grid(color="#dddddd", linewidth=0.6)
+        _gains(cost, places)
+        for place in analysis.worst[:_NAMED]:
+            assert place.alone_db is not None
+            right = place.depth > len(places) / 2
+            cost.annotate(place.name, (place.depth, place.alone_db.value), (-5 if right else 5, -3),
+                          ha="right" if right else "left", textcoords="offset points", fontsize=7,
+                          color="#444444")  # fmt: skip
+        whole = analysis.int8_db.value
+        cost.axhline(whole, color="#666666", linewidth=1, linestyle=":")
+        cost.annotate(f"everything in int8: {whole:.1f} dB", (0, whole), (2, 3), fontsize=8,
+                      textcoords="offset points", color="#444444")  # fmt: skip
+        cost.set_xlabel("places that int8 rounds, in the order of the model")
+        written = io.BytesIO()
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue()
+
+
+def _gains(axes: Any, places: Sequence[PlaceSensitivity]) -> None:
+    """Bars from below, on an axis of their own."""
+    known = [(p.depth, p.gain_db.value) for p in places if p.gain_db is not None]
+    beside = axes.twinx()
+    beside.bar([d for d, _ in known], [max(g, 0.0) for _, g in known], color="#94a3b8", alpha=0.5)
+    top = max((g for _, g in known), default=0.0)
+    # The points, which are told exactly, before the bars.
+    axes.set_zorder(beside.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    beside.set_ylim(0, 3 * max(top, 0.1))
+    beside.set_ylabel("alone in float: gain, dB (bars)", color="#64748b")
 
 
 def _last(confidence: Confidence) -> float:

@@ -13,11 +13,13 @@ from qconvert import torchscript
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.latency import Latency, measure
 from qconvert.quantization.recovery.trial import Trial
+from qconvert.reports.analysis import analysis_lines, analysis_table
 from qconvert.reports.inspection_pictures import file_picture, forecast_picture
 from qconvert.reports.inspection_tables import file_lines, file_tables, forecast_tables
 from qconvert.reports.record import FloatOperator, Report
 from qconvert.reports.tables import Table, accuracy_tables, all_tables, latency_tables, megabytes
 from qconvert.starter import TODO, Request
+from qconvert.steps import analyze as analyze_step
 from qconvert.steps import benchmark as benchmark_step
 from qconvert.steps import calibrate as calibrate_step
 from qconvert.steps import convert as convert_step
@@ -169,6 +171,19 @@ def run_calibrate(session: Session) -> Outcome:
     tables = (*accuracy_tables(accuracy, "int8, simulated"), *latency_tables(latency))
     return _outcome(
         session, "calibrate", lines, tables, names, "convert", record, accuracy, latency
+    )
+
+
+def run_analyze(session: Session, images: int) -> Outcome:
+    """Tells which operators cost accuracy."""
+    found = analyze_step.make_analysis(session, images)
+    return Outcome(
+        "analyze",
+        analysis_lines(found),
+        (analysis_table(found),) if found.worst else (),
+        tuple(session.workspace.path(name) for name in (analyze_step.RECORD, analyze_step.PLOT)),
+        None,
+        {"analysis": found.model_dump(mode="json")},
     )
 
 

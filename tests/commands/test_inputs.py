@@ -307,6 +307,8 @@ def test_several_inputs_by_a_transform_and_nested_outputs(project: Project) -> N
     found = manifest(project)
     assert [x["shape"] for x in found["inputs"]] == [[None, 3, None, None], [None, 8]]
     assert found["preprocess"] is None
+    well(project.run("analyze"))
+    assert project.record("analysis.json")["measured_output"] == "0"
     assert shapes_of_file(project, [[1, 3, 8, 8], [1, 8]], [[5, 3, 8, 8], [5, 8]]) == [
         ["tuple", [1, 4], ["list", [1, 8, 4, 4], [1, 4, 4, 4]]],
         ["tuple", [5, 4], ["list", [5, 8, 4, 4], [5, 4, 4, 4]]],

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from qconvert.measurement.confidence import compare_confidence
-from qconvert.reports.plots import automation_svg
+from qconvert.reports.analysis import Analysis
+from qconvert.reports.plots import analysis_svg, automation_svg
 
 
 def texts(svg: bytes) -> str:
@@ -34,3 +35,28 @@ def test_automation_is_drawn_whatever_the_models_get_right(
     assert f"int8: {found.measured.rate.value:.1%} alone" in said
     assert f"required: {required:.4g}" in said
     assert ("at float's threshold" in said) == any(right)
+
+
+def test_analysis_is_drawn_with_the_worst_by_name() -> None:
+    """Places without figures are left out; the same record gives the same bytes."""
+    figures = {"precision": "int8", "part": None, "macs": 1, "macs_share": 0.5}
+    interval = {"value": 30.0, "low": 29.0, "high": 31.0}
+    known = {"sqnr_db": interval, "alone_db": interval, "gain_db": interval, "rank_alone": 1}
+    found = Analysis.model_validate(
+        {
+            "int8_db": interval, "explained": 1.0, "name": "my", "images": 2, "of_images": 3,
+            "calibration_images": False, "measured_output": "output", "plan": "", "trials": [],
+            "places": [
+                {"depth": 0, "name": "stem", "kind": "conv2d", **figures, **known},
+                {"depth": 1, "name": "pool", "kind": "max_pool2d", **figures},
+            ],
+        }
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = analysis_svg(found)
+        assert drawn == analysis_svg(found)
+        analysis_svg(found.model_copy(update={"places": ()}))
+    assert "stem" in texts(drawn)
+    assert "pool" not in texts(drawn)
+    assert "everything in int8: 30.0 dB" in texts(drawn)

@@ -1,0 +1,1 @@
+"""What int8 costs, and which operator of a plan costs it."""
