@@ -16,9 +16,16 @@ from torch import Tensor
 from qconvert.errors import NotFiniteImageError
 from qconvert.images.folder import ImageSet
 from qconvert.images.preprocess import Inputs, Reader
-from qconvert.images.stream import Others, Progress, Receiver, lend, map_images, no_progress
+from qconvert.images.stream import Others, Progress, Receiver, lend, map_numbered, no_progress
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import is_tensor, kind_of, operator_name
+from qconvert.quantization.audit.facts import (
+    ImageFacts,
+    SetFacts,
+    picture_of,
+    profile_of,
+    profiled,
+)
 from qconvert.quantization.distribution import (
     Distribution,
     Growing,
@@ -26,13 +33,17 @@ from qconvert.quantization.distribution import (
     NotFiniteError,
     averaging_to,
     moved,
+    outside,
     sampled_of,
 )
 from qconvert.quantization.watched import watched
 
+_Ranges = dict[str, tuple[float, float]]
 # What is kept of one image by itself: the range of each tensor, which the moving average needs in
-# the order of the images; or the name of a tensor that is not finite.
-_Ranges = dict[str, tuple[float, float]] | str
+# the order of the images, and what the audit needs; or the name of a tensor that is not finite.
+_Found = tuple[_Ranges, ImageFacts] | str
+# Each fourth image is held out of the ranges that it is compared with; of the result it is part.
+_HELD_OUT = 4
 
 
 @dataclass(frozen=True)
@@ -100,36 +111,49 @@ def calibrate(
     split: frozenset[str] = frozenset(),
     progress: Progress = no_progress,
     others: Others | None = None,
+    facts: SetFacts | None = None,
 ) -> Calibration:
     """Runs the images one by one and adds up the distributions.
 
     Memory does not grow with the number of images, and the result does not depend on
     `batch_size`, on threads, on `others`, who call `lend_calibration` with the same, or (the moving
     average apart) on the order. `split` names layers whose result is observed before the activation
-    that is paired with them.
+    that is paired with them. What the audit needs to know of the images is added to `facts`.
 
     Raises NotFiniteImageError naming the image whose tensors are not finite.
     """
     sums = _Sums(model, observed_values(model, split), averaging, sampled_of(len(images)))
     averages: dict[str, tuple[float, float]] = {}
-    found = map_images(
+    found = map_numbered(
         sums.add, images, read, batch_size=batch_size, progress=progress, others=others
     )
     with closing(found) as results:
-        for path, ranges in zip(images.files, results, strict=True):
-            if isinstance(ranges, str):
+        for path, seen in zip(images.files, results, strict=True):
+            if isinstance(seen, str):
                 raise NotFiniteImageError(
-                    f"the float model computes NaN or infinity in {ranges} on this image",
+                    f"the float model computes NaN or infinity in {seen} on this image",
                     where=str(path),
                 )
+            ranges, of_image = seen
             for name, new in ranges.items():
                 averages[name] = moved(averages.get(name, new), new, averaging)
-    total = sums.found
+            if facts is not None:
+                facts.add(of_image)
+    fitted, held_out = sums.found
     for rank in others.others if others is not None else ():
-        for name, seen in others.take(rank).items():  # type: ignore[union-attr]
-            total[name] = total[name] + seen if name in total else seen
+        for own, theirs in zip((fitted, held_out), others.take(rank), strict=True):  # type: ignore[union-attr]
+            _merge(own, theirs)
+    if facts is not None:
+        facts.clipped = {n: outside(held_out[n], fitted[n]) for n in fitted if n in held_out}
+    total = fitted
+    _merge(total, held_out)
     tensors = {name: averaging_to(total[name], averages[name]) for name in sorted(total)}
     return Calibration(len(images), tensors)
+
+
+def _merge(total: dict[str, Distribution], part: dict[str, Distribution]) -> None:
+    for name, seen in part.items():
+        total[name] = total[name] + seen if name in total else seen
 
 
 def lend_calibration(
@@ -142,47 +166,56 @@ def lend_calibration(
     averaging: float,
     split: frozenset[str] = frozenset(),
 ) -> None:
-    """This rank's share of what rank 0 does in `calibrate`: the ranges of each image, and in the
-    end the distributions of all of them together."""
+    """This rank's share of what rank 0 does in `calibrate`: the ranges and facts of each image, and
+    in the end the distributions of all of them together."""
     sums = _Sums(model, observed_values(model, split), averaging, sampled_of(len(images)))
-    lend(lambda inputs, _: sums.add(inputs), images, read, receiver, batch_size=batch_size)
+    lend(sums.add, images, read, receiver, batch_size=batch_size)
     receiver.give(sums.found)
 
 
 class _Sums:
     """The distributions of the images so far, added up by whichever thread has another one: counts
-    and extremes do not depend on the order."""
+    and extremes do not depend on the order. Those that are held out are added up apart."""
 
     def __init__(self, model: FusedModel, wanted: set[str], averaging: float, sampled: int) -> None:
         self._averaging = averaging
         self._names = {n.name: operator_name(n) for n in model.graph.graph.nodes}
-        self._growing = {name: Growing(sampled) for name in wanted}
+        self._growing = tuple({name: Growing(sampled) for name in wanted} for _ in range(2))
+        self._profiled = profiled([name for name in self._names if name in wanted])
         # The ranges of the image that a thread is at.
         self._at = threading.local()
         self._run = watched(model, wanted, self._see)
 
-    def add(self, inputs: Inputs) -> _Ranges:
-        """Runs the model on an image."""
-        self._at.ranges = {}
+    def add(self, inputs: Inputs, place: int) -> _Found:
+        """Runs the model on the image at a place in the set."""
+        self._at.ranges, self._at.facts = {}, ImageFacts(picture=picture_of(inputs))
+        self._at.growing = self._growing[place % _HELD_OUT == _HELD_OUT - 1]
         try:
             self._run(*inputs)
         except NotFiniteError as error:
             return self._names[str(error)]
-        found: _Ranges = self._at.ranges
-        return found
+        return self._at.ranges, self._at.facts
 
     def _see(self, name: str, value: Tensor) -> None:
+        at = self._at
         try:
-            new = self._growing[name].add(value)
+            new = at.growing[name].add(value)
         except NotFiniteError:
             raise NotFiniteError(name) from None
-        ranges = self._at.ranges
-        ranges[name] = moved(ranges.get(name, new), new, self._averaging)
+        at.ranges[name] = moved(at.ranges.get(name, new[:2]), new[:2], self._averaging)
+        at.facts.see(name, new)
+        if name in self._profiled:
+            at.facts.profiles[name] = profile_of(value)
 
     @property
-    def found(self) -> dict[str, Distribution]:
-        """What was seen of each tensor that was seen; without averages."""
-        return {name: g.distribution for name, g in self._growing.items() if g.images}
+    def found(self) -> tuple[dict[str, Distribution], dict[str, Distribution]]:
+        """What was seen of each tensor that was seen, without averages; and apart, in the images
+        that are held out."""
+        fitted, held_out = (
+            {name: g.distribution for name, g in growing.items() if g.images}
+            for growing in self._growing
+        )
+        return fitted, held_out
 
 
 def observed_in(model: FusedModel, inputs: Inputs) -> dict[str, Distribution]:
@@ -191,7 +224,7 @@ def observed_in(model: FusedModel, inputs: Inputs) -> dict[str, Distribution]:
     Raises NotFiniteError.
     """
     sums = _Sums(model, {node.name for node in model.graph.graph.nodes}, 1.0, sampled_of(1))
-    ranges = sums.add(inputs)
-    if isinstance(ranges, str):
-        raise NotFiniteError(ranges)
-    return {name: averaging_to(seen, ranges[name]) for name, seen in sums.found.items()}
+    found = sums.add(inputs, 0)
+    if isinstance(found, str):
+        raise NotFiniteError(found)
+    return {name: averaging_to(seen, found[0][name]) for name, seen in sums.found[0].items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +109,24 @@ def averaging_to(seen: Distribution, average: Range) -> Distribution:
     return replace(seen, average_min=average[0], average_max=average[1])
 
 
+def outside(seen: Distribution, other: Distribution) -> float:
+    """The share of the values seen that lie outside the range of another distribution, to half a
+    bin."""
+    centers = seen.histogram.centers.clip(seen.minimum, seen.maximum)
+    beyond = (centers < other.minimum) | (centers > other.maximum)
+    return float(seen.histogram.counts[beyond].sum() / seen.histogram.counts.sum())
+
+
+class Glimpse(NamedTuple):
+    """One image's tensor in four numbers: its range; and of the elements that are counted, the mean
+    and the mean of the absolute values."""
+
+    low: float
+    high: float
+    mean: float
+    size: float
+
+
 class Growing:
     """The distribution of a tensor to which images are added, by any number of threads: the sum of
     what `observe` finds in each, at the cost of one more array of counts."""
@@ -120,8 +139,8 @@ class Growing:
         self._exponent, self._first = 0, 0
         self._counts = np.zeros(0, np.int64)
 
-    def add(self, x: Tensor) -> Range:
-        """Adds an image's tensor (float32, any shape with elements), and returns its range.
+    def add(self, x: Tensor) -> Glimpse:
+        """Adds an image's tensor (float32, any shape with elements), and returns what it was.
 
         Raises NotFiniteError for NaN or infinity; nothing is added then.
         """
@@ -132,7 +151,9 @@ class Growing:
             self._counts += _counts(values, self._exponent, self._first, len(self._counts))
             self._range = min(self._range[0], low), max(self._range[1], high)
             self.images += 1
-        return low, high
+        # In float64: the mean of large values is finite.
+        mean, size = (float(v.mean(dtype=np.float64)) for v in (values, np.abs(values)))
+        return Glimpse(low, high, mean, size)
 
     def _make_room(self, low: float, high: float) -> None:
         first, last = _bin(low, self._exponent), _bin(high, self._exponent)

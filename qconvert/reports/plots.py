@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from qconvert.measurement.confidence import Confidence
 from qconvert.quantization.sensitivity.record import PlaceSensitivity
 from qconvert.reports.analysis import Analysis
+from qconvert.quantization.audit.record import Audit, Growth, ImageRow
 
 _FLOAT, _OTHER = "#0b6fb8", "#c2410c"
 # Much below the accuracy that is asked for nobody looks.
@@ -20,6 +23,8 @@ _BELOW = 4
 _LEAST_HEIGHT = 1e-3
 # Places that a plot along the depth names.
 _NAMED = 5
+# Points of a picture: more cannot be told apart.
+_POINTS = 1000
 # The same record gives the same bytes; text stays text, so that it can be searched and read out.
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "qconvert",
@@ -64,8 +69,12 @@ def automation_svg(confidence: Confidence, model: str) -> bytes:
         )
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(loc="lower left", edgecolor="none", framealpha=0.9)
-        written = io.BytesIO()
-        figure.savefig(written, format="svg", metadata={"Date": None})
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> bytes:
+    written = io.BytesIO()
+    figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()
 
 
@@ -102,9 +111,7 @@ def analysis_svg(analysis: Analysis) -> bytes:
         cost.annotate(f"everything in int8: {whole:.1f} dB", (0, whole), (2, 3), fontsize=8,
                       textcoords="offset points", color="#444444")  # fmt: skip
         cost.set_xlabel("places that int8 rounds, in the order of the model")
-        written = io.BytesIO()
-        figure.savefig(written, format="svg", metadata={"Date": None})
-    return written.getvalue()
+        return _svg(figure)
 
 
 def _gains(axes: Any, places: Sequence[PlaceSensitivity]) -> None:
@@ -118,6 +125,59 @@ def _gains(axes: Any, places: Sequence[PlaceSensitivity]) -> None:
     axes.patch.set_visible(False)
     beside.set_ylim(0, 3 * max(top, 0.1))
     beside.set_ylabel("alone in float: gain, dB (bars)", color="#64748b")
+
+
+def audit_svg(audit: Audit) -> bytes:
+    """How ranges grow with the number of calibration images, how bright these are, and how large
+    where that differs; images that the verdicts name are marked."""
+    marked = {found.image for found in audit.foreign}
+    marked |= {found.image for found in audit.stretching} | set(audit.blank)
+    step = -(-len(audit.rows) // _POINTS)
+    rows = [row for i, row in enumerate(audit.rows) if i % step == 0 or row.image in marked]
+    bright = [row for row in rows if row.brightness is not None]
+    with mpl.rc_context(_SETTINGS):
+        sizes = [(row.width, row.height) for row in rows]
+        differ = len(set(sizes)) > 1 or not bright
+        panels = (audit.growth is not None) + bool(bright) + differ
+        figure = Figure(figsize=(3.6 * panels, 3.3), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = iter(figure.subplots(1, panels, squeeze=False)[0])
+        if audit.growth is not None:
+            _draw_growth(next(axes), audit.growth)
+        if bright:
+            light = [(row.brightness, row.contrast) for row in bright]
+            _draw_images(next(axes), bright, light, marked, ("brightness", "contrast"))
+        if differ:
+            _draw_images(next(axes), rows, sizes, marked, ("width of the file", "height"))
+        return _svg(figure)
+
+
+def _draw_growth(axes: Axes, growth: Growth) -> None:
+    for shares, label, style in (
+        (growth.median, "tensor in the middle", "o-"),
+        (growth.lowest_tenth, "lowest tenth", "o--"),
+    ):
+        axes.plot(growth.images, shares, style, color=_FLOAT, linewidth=1.4, markersize=3,
+                  label=label)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(growth.images[::2], [str(number) for number in growth.images[::2]])
+    axes.set(ylim=(0, 1.05), xlabel="images", ylabel="range, as a share of that of all")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(loc="lower right", edgecolor="none", fontsize=8)
+
+
+def _draw_images(
+    axes: Axes, rows: list[ImageRow], points: list[Any], marked: set[str], names: tuple[str, str]
+) -> None:
+    x, y = np.array(points, float).T
+    named = np.array([row.image in marked for row in rows])
+    axes.plot(x[~named], y[~named], "o", color=_FLOAT, markersize=3, alpha=0.5, linestyle="none")
+    if named.any():
+        axes.plot(x[named], y[named], "s", color=_OTHER, markersize=4, linestyle="none",
+                  label="named")  # fmt: skip
+        axes.legend(edgecolor="none", fontsize=8)
+    axes.set(xlabel=names[0], ylabel=names[1])
+    axes.grid(color="#dddddd", linewidth=0.6)
 
 
 def _last(confidence: Confidence) -> float:

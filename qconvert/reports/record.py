@@ -10,6 +10,7 @@ from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.environment import Environment
 from qconvert.measurement.latency import Latency
 from qconvert.qconfig import BudgetSection
+from qconvert.quantization.audit.record import Audit
 from qconvert.quantization.recovery.trial import Trial
 from qconvert.records import Record
 
@@ -84,7 +85,8 @@ class Report(Record):
     written, and `parts_sqnr_db` is the SQNR of what the converted parts return, each on the inputs
     that it has in the float model. `fewer_bits` are the layers that gave up bits for CPUs without
     VNNI, `verified_isa` the SQNR in dB on each class of CPUs as the file was made, `recovery` what
-    each method of recovery did, and `classes` what was measured on the classes that were asked for.
+    each method of recovery did, `classes` what was measured on the classes that were asked for, and
+    `audit` what the calibration images are worth.
     """
 
     version: Literal[2] = 2
@@ -103,6 +105,7 @@ class Report(Record):
     verified_isa: dict[str, float | None] = Field(default_factory=dict)
     recovery: tuple[Trial, ...] = ()
     classes: tuple[OnClass, ...] = ()
+    audit: Audit | None = None
     notes: tuple[str, ...]
     digests: dict[str, str]
     qconfig: dict[str, Any]

@@ -10,6 +10,7 @@ from qconvert.measurement.accuracy import ClassFigures, Comparison, Flip
 from qconvert.measurement.confidence import Confidence
 from qconvert.measurement.latency import Latency, Timing
 from qconvert.measurement.statistics import Interval
+from qconvert.quantization.audit.record import Audit
 from qconvert.quantization.recovery.trial import Trial
 from qconvert.reports.record import OnClass, Report
 
@@ -55,6 +56,8 @@ def all_tables(report: Report) -> list[Table]:
         tables.append(Table("Fewer bits, for CPUs without VNNI", columns, given_up, words=True))
     if report.recovery:
         tables.append(_recovery_table(report.recovery))
+    if report.audit is not None:
+        tables.append(_audit_table(report.audit))
     if report.classes:
         tables.append(_classes_table(report.classes))
     if report.budgets:
@@ -76,6 +79,17 @@ def _recovery_table(trials: Sequence[Trial]) -> Table:
     )
     columns = ("method", "SQNR before", "after", "time", "kept")
     return Table("Recovery, on calibration images that it did not see", columns, rows)
+
+
+def _audit_table(audit: Audit) -> Table:
+    """The verdicts on the calibration images."""
+    rows = tuple(
+        (verdict.topic, "fine" if verdict.fine else "LOOK", verdict.text)
+        for verdict in audit.verdicts
+    )
+    return Table(
+        f"The {audit.images:,} calibration images", ("", "verdict", "found"), rows, words=True
+    )
 
 
 def accuracy_tables(accuracy: Comparison, model: str) -> list[Table]:

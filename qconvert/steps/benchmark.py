@@ -26,6 +26,7 @@ from qconvert.reports.record import (
     check_budgets,
     verdict,
 )
+from qconvert.steps.auditing import PICTURE, recorded_audit
 from qconvert.steps.convert import INT8, make_int8
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
@@ -64,6 +65,7 @@ def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
             threads=thread_counts(config.benchmark.threads),
             seconds=config.benchmark.seconds,
         )
+    audit = recorded_audit(session)
     others = on_classes(session, workspace.path(INT8), classes)
     size, coverage = size_of(converted), coverage_of(converted)
     budgets = check_budgets(config.budgets, accuracy, latency[0], size, coverage)
@@ -83,6 +85,7 @@ def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
         verified_isa=converted["verified_isa"],
         recovery=tuple(Trial(**trial) for trial in converted["recovery"]),
         classes=others,
+        audit=None if audit is None else audit.model_copy(update={"rows": ()}),
         notes=tuple(notes(session, converted, accuracy, latency)),
         digests=converted["files"],
         qconfig=with_relative_paths(config, session.config_path.resolve().parent),
@@ -92,6 +95,8 @@ def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
     if accuracy.confidence is not None:
         write_atomically(workspace.path(AUTOMATION), automation_svg(accuracy.confidence, "int8"))
         pictures["Accuracy against automation"] = AUTOMATION
+    if audit is not None:
+        pictures["The calibration images"] = PICTURE
     write_atomically(workspace.path(MARKDOWN), to_markdown(report, pictures).encode())
     return report
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from qconvert.quantization.audit.facts import SetFacts
+from qconvert.quantization.audit.record import VERSION
 from qconvert.quantization.calibration import Calibration, calibrate
 from qconvert.quantization.distribution import BINS, sampled_of
 from qconvert.quantization.layer_rules import asked_for, split_pairs
+from qconvert.reports.plots import audit_svg
+from qconvert.steps.auditing import AUDIT, PICTURE, audited
 from qconvert.steps.equalization import TRIAL, try_equalization
 from qconvert.steps.fuse import check_same_weights, fused_digest, make_fused
 from qconvert.steps.requests import Calibrating
@@ -19,7 +23,8 @@ DISTRIBUTIONS = "calibration.safetensors"
 
 
 def make_calibration(session: Session) -> dict[str, Any]:
-    """Writes `calibration.safetensors` and `calibration.json`, unless fresh."""
+    """Writes `calibration.safetensors`, `calibration.json` and the picture of the audit, unless
+    fresh."""
     fused_record = make_fused(session)
     workspace = session.workspace
     key = _key(session, fused_record)
@@ -32,9 +37,10 @@ def make_calibration(session: Session) -> dict[str, Any]:
     if others is not None:
         others.ask(Calibrating(session.skipped, equalized))
         check_model(session, others)
+    model, facts = session.equalized if equalized else session.fused, SetFacts()
     with session.voice.progress("calibrating") as progress:
         result = calibrate(
-            session.equalized if equalized else session.fused,
+            model,
             session.calibration_images,
             session.read,
             batch_size=section.batch_size,
@@ -42,12 +48,17 @@ def make_calibration(session: Session) -> dict[str, Any]:
             split=split_of(session),
             progress=progress,
             others=others,
+            facts=facts,
         )
+    with session.voice.busy("auditing the calibration images"):
+        audit = audited(session, model, facts)
+        write_atomically(workspace.path(PICTURE), audit_svg(audit))
     write_atomically(workspace.path(DISTRIBUTIONS), result.to_bytes())
     content = {
         "images": result.images,
         "images_digest": session.calibration_images.digest,
         TRIAL: None if trial is None else trial.model_dump(mode="json"),
+        AUDIT: audit.model_dump(mode="json"),
         "tensors": {
             name: {
                 "minimum": seen.minimum,
@@ -59,7 +70,7 @@ def make_calibration(session: Session) -> dict[str, Any]:
             for name, seen in result.tensors.items()
         },
     }
-    return workspace.write_record(RECORD, key, (DISTRIBUTIONS,), content)
+    return workspace.write_record(RECORD, key, (DISTRIBUTIONS, PICTURE), content)
 
 
 def read_calibration(session: Session) -> Calibration:
@@ -92,6 +103,7 @@ def _key(session: Session, fused_record: dict[str, Any]) -> str:
             "images": session.calibration_images.digest,
             "reading": session.reading,
             "equalization": _equalization(session),
+            "audit": VERSION,
             "histogram": [BINS, sampled_of(len(session.calibration_images))],
             # Without rules nothing is split, and a fresh run need not build the model.
             "split": sorted(split_of(session)) if session.config.quantization.layers else [],

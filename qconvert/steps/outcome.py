@@ -24,6 +24,8 @@ from qconvert.steps import benchmark as benchmark_step
 from qconvert.steps import calibrate as calibrate_step
 from qconvert.steps import convert as convert_step
 from qconvert.steps import fuse as fuse_step
+from qconvert.steps.auditing import PICTURE as AUDIT_PICTURE
+from qconvert.steps.auditing import audit_lines, recorded_audit
 from qconvert.steps.equalization import int8_base, trials_of_equalization
 from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
@@ -165,8 +167,9 @@ def run_calibrate(session: Session) -> Outcome:
         f"{session.config.quantization.activations.observer}",
         f"planned: {plan.int8_macs:.2%} of multiply-accumulates in int8",
         *trial_lines(trials_of_equalization(session)),
+        *(audit_lines(audit) if (audit := recorded_audit(session)) else ()),
     )
-    names = [calibrate_step.DISTRIBUTIONS, calibrate_step.RECORD]
+    names = [calibrate_step.DISTRIBUTIONS, AUDIT_PICTURE, calibrate_step.RECORD]
     names += [OVERFLOW] if WITHOUT_VNNI[session.config.quantization.isa] else []
     tables = (*accuracy_tables(accuracy, "int8, simulated"), *latency_tables(latency))
     return _outcome(

@@ -20,6 +20,7 @@ from qconvert.images.preprocess import Preprocessed
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.qconfig import Preprocess
+from qconvert.quantization.audit.facts import SetFacts
 from qconvert.quantization.calibration import Calibration, calibrate
 
 READ = Preprocessed(Preprocess(mean=(0.5,), std=(0.25,)))
@@ -96,6 +97,31 @@ def test_figures_of_the_input_are_those_of_the_images(model, image_set) -> None:
     assert seen.histogram.counts.sum() == pixels.numel()
     mean = np.average(seen.histogram.centers, weights=seen.histogram.counts)
     assert mean == pytest.approx(float(pixels.mean()), abs=2.0**seen.histogram.exponent)
+
+
+def test_facts_of_the_input_are_those_of_each_image(model, image_set) -> None:
+    found = SetFacts()
+    run(model, image_set, facts=found)
+    pixels = [READ(path)[0] for path in image_set.files]
+    expected = [[x.min(), x.max(), x.mean(), x.abs().mean()] for x in pixels]
+    np.testing.assert_allclose(found.tensors[INPUT], expected, atol=1e-5)
+    means = [[*x.mean((0, 2, 3)), *x.abs().mean((0, 2, 3))] for x in pixels]
+    np.testing.assert_allclose(found.profiles[INPUT], means, atol=1e-5)
+
+
+def test_share_that_held_out_images_would_clip(model, tmp_path: Path) -> None:
+    """A quarter of the pixels of the fourth image is brighter than all of the others."""
+    for i in range(7):
+        pixels = np.full((24, 24, 3), 100 + i, np.uint8)
+        if i == 3:
+            pixels[:12, :12] = 200
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    found = SetFacts()
+    images = read_folder(tmp_path, "none", None)
+    seen = run(model, images, facts=found).tensors[INPUT]
+    assert found.clipped[INPUT] == 0.25
+    assert seen.maximum == pytest.approx((200 / 255 - 0.5) / 0.25)
+    assert seen.images == 7
 
 
 def test_moving_average_goes_by_file_name(model, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from qconvert.images.stream import lend, map_numbered
 from qconvert.models.fusion import FusedModel, fuse
 from qconvert.models.graph import capture
 from qconvert.qconfig import Preprocess
+from qconvert.quantization.audit.facts import SetFacts
 from qconvert.quantization.calibration import calibrate, lend_calibration
 from qconvert.ranks.place import Place
 from qconvert.ranks.team import First, Helper, Over
@@ -141,9 +142,17 @@ def test_calibration_has_the_bytes_of_one_process(team, images, model) -> None:
     first, helpers, _ = team
     settings: dict[str, Any] = {"batch_size": 3, "averaging": 0.1}
     beside(helpers, lambda h: lend_calibration(model, images, READ, h, **settings))
-    found = calibrate(model, images, READ, others=first, **settings)
-    alone = calibrate(model, images, READ, **settings)
+    facts, own_facts = SetFacts(), SetFacts()
+    found = calibrate(model, images, READ, others=first, facts=facts, **settings)
+    alone = calibrate(model, images, READ, facts=own_facts, **settings)
     assert found.to_bytes() == alone.to_bytes()
+    assert facts.clipped == own_facts.clipped
+    for arrays, own in (
+        (facts.tensors, own_facts.tensors),
+        (facts.profiles, own_facts.profiles),
+    ):
+        assert arrays
+        assert all((arrays[name] == own[name]).all() for name in own)
     assert len(found.tensors) > 3
 
 

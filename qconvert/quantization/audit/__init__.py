@@ -1,0 +1,1 @@
+"""What the calibration images are worth: whether they are enough, alike, and all of one kind."""

@@ -1,0 +1,50 @@
+"""The audit of the calibration images, from `calibrate` to the report."""
+
+from __future__ import annotations
+
+from qconvert.images.decode import size_of
+from qconvert.models.fusion import FusedModel
+from qconvert.models.operators import operator_name
+from qconvert.quantization.audit.examine import Named, examine
+from qconvert.quantization.audit.facts import SetFacts
+from qconvert.quantization.audit.pictures import Scale
+from qconvert.quantization.audit.record import Audit
+from qconvert.steps.session import CALIBRATION_RECORD, Session
+
+# Where the record of `calibrate` has it, and its picture.
+AUDIT = "audit"
+PICTURE = "audit.svg"
+
+
+def audited(session: Session, model: FusedModel, facts: SetFacts) -> Audit:
+    """What calibration's facts tell of its images."""
+    images, data = session.calibration_images, session.config.data
+    exif = "ignore" if data.transform is not None else session.preprocess.exif
+    named = Named(
+        images=[path.relative_to(images.root).as_posix() for path in images.files],
+        sizes=[size_of(path, exif) for path in images.files],
+        operators={node.name: operator_name(node) for node in model.graph.graph.nodes},
+        scale=_scale(session),
+    )
+    return examine(facts, named)
+
+
+def recorded_audit(session: Session) -> Audit | None:
+    """What `calibrate` found."""
+    found = (session.workspace.read(CALIBRATION_RECORD) or {}).get(AUDIT)
+    return None if found is None else Audit.model_validate(found)
+
+
+def audit_lines(audit: Audit) -> list[str]:
+    """The verdicts, those first that a user should look at."""
+    ordered = sorted(audit.verdicts, key=lambda verdict: verdict.fine)
+    return [f"audit{'' if v.fine else ', look'}: {v.topic}: {v.text}" for v in ordered]
+
+
+def _scale(session: Session) -> Scale | None:
+    data = session.config.data
+    if data.takes_pixels:
+        return Scale(std=(1 / 255,))
+    if data.transform is not None:
+        return None
+    return Scale(tuple(session.preprocess.mean), tuple(session.preprocess.std))
