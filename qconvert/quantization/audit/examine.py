@@ -44,7 +44,7 @@ def examine(facts: SetFacts, named: Named) -> Audit:
     """Everything that the facts tell, and the verdicts."""
     tensors = facts.tensors
     names = [named.operators.get(name, name) for name in tensors]
-    low, high = ranges_of(tensors)
+    low, high = ranges_of(tensors, len(facts))
     factors, together = stretching(low, high)
     found = distances(facts)
     far = [] if found is None else found.far
@@ -85,7 +85,7 @@ def examine(facts: SetFacts, named: Named) -> Audit:
 
 
 def _growth(low: np.ndarray, high: np.ndarray, names: Sequence[str]) -> Growth | None:
-    if len(low) < 2:
+    if len(low) < 2 or not names:
         return None
     numbers, shares = growth(low, high)
     last = dict(zip(names, 1 / np.maximum(shares[-2], 1e-9) - 1, strict=True))
@@ -102,7 +102,7 @@ def _growth(low: np.ndarray, high: np.ndarray, names: Sequence[str]) -> Growth |
 def _stretching(
     factors: np.ndarray, names: Sequence[str], images: Sequence[str]
 ) -> tuple[Stretching, ...]:
-    order = np.argsort(-factors.max(1), kind="stable")
+    order = np.argsort(-factors.max(1, initial=1.0), kind="stable")
     found = []
     for i in order:
         wide = _largest(dict(zip(names, factors[i], strict=True)), _WIDENS)

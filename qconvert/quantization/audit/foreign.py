@@ -59,28 +59,32 @@ class Distances:
 def distances(facts: SetFacts) -> Distances | None:
     """None where there are too few images, or all are the same."""
     count = len(facts)
-    points = standardized(features(facts)) if count >= FEWEST else np.zeros((0, 0))
-    if not points.size:
+    if count < FEWEST:
         return None
     values, limits = np.empty(count), np.empty(count)
     parts = -(-count // _COMPARED)
-    with one_thread():  # the same sums, however many threads there are
-        for part in range(parts):
-            found, limit = _judged(torch.from_numpy(points[part::parts].copy()))
-            values[part::parts], limits[part::parts] = found.exp().numpy(), math.exp(limit)
+    for part in range(parts):
+        points = standardized(features(facts, part, parts))
+        if not points.size:
+            return None
+        with one_thread():  # the same sums, however many threads there are
+            found, limit = _judged(torch.from_numpy(points))
+        values[part::parts], limits[part::parts] = found.exp().numpy(), math.exp(limit)
     return Distances(values, limits)
 
 
-def features(facts: SetFacts) -> np.ndarray:
-    """(images, features), float64. Of each tensor, the logarithms of the size of its values and of
-    its range, and its balance; of channels, the logarithm of the size, the balance, and the mean
-    beside the size of all of them."""
-    blocks = []
+def features(facts: SetFacts, part: int, parts: int) -> np.ndarray:
+    """(images, features), float64, of one of so many `parts` of the images.
+
+    Of each tensor the logarithms of the size of its values and of its range, and its balance; of
+    channels the logarithm of the size, the balance, and the mean beside the size of all of them.
+    """
+    blocks = [np.zeros((len(range(part, len(facts), parts)), 0))]
     for rows in facts.tensors.values():
-        low, high, mean, size = rows.astype(np.float64).T
+        low, high, mean, size = rows[part::parts].astype(np.float64).T
         blocks.append(np.stack([_log(size), _log(high - low), _ratio(mean, size)], 1))
     for rows in facts.profiles.values():
-        means, sizes = np.split(rows.astype(np.float64), 2, axis=1)
+        means, sizes = np.split(rows[part::parts].astype(np.float64), 2, axis=1)
         whole = np.broadcast_to(sizes.mean(1, keepdims=True), sizes.shape)
         blocks.append(np.hstack([_log(sizes), _ratio(means, sizes), _ratio(means, whole)]))
     return np.hstack(blocks)

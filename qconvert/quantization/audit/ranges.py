@@ -21,10 +21,12 @@ _SOME = 0.25
 _MOST = 1000.0
 
 
-def ranges_of(tensors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def ranges_of(tensors: Mapping[str, np.ndarray], images: int) -> tuple[np.ndarray, np.ndarray]:
     """The range of each tensor in each image, float64: lower and upper ends, (images, tensors);
     `tensors` are those of `SetFacts`."""
-    rows = np.stack([rows[:, :2] for rows in tensors.values()], 1).astype(np.float64)
+    rows = np.zeros((images, len(tensors), 2))
+    for i, found in enumerate(tensors.values()):
+        rows[:, i] = found[:, :2]
     return np.minimum(rows[..., 0], 0.0), np.maximum(rows[..., 1], 0.0)
 
 

@@ -27,7 +27,9 @@ def verdicts(audit: Audit) -> tuple[Verdict, ...]:
     return tuple(verdict for verdict in found if verdict is not None)
 
 
-def _number(audit: Audit) -> Verdict:
+def _number(audit: Audit) -> Verdict | None:
+    if not audit.tensors:  # none that every image has
+        return None
     images = _count(audit.images, "image")
     if audit.growth is None:
         return Verdict(topic="number", fine=False, text=f"too few: {images}; take some hundreds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qconvert.quantization.audit import foreign as foreign_images
 from qconvert.quantization.audit.facts import ImageFacts, SetFacts
 from qconvert.quantization.audit.foreign import FEWEST, distances
 from qconvert.quantization.distribution import Glimpse
@@ -60,6 +61,29 @@ def test_order_of_the_images_does_not_matter() -> None:
     assert forth is not None
     assert back is not None
     np.testing.assert_allclose(forth.values, back.values[::-1], rtol=1e-6)
+
+
+def test_many_images_are_compared_in_parts(monkeypatch) -> None:
+    sizes, balances = ordinary(240, 0, heavy=False)
+    sizes[[3, 64, 65, 205]] *= 3
+    monkeypatch.setattr(foreign_images, "_COMPARED", 60)
+    found = distances(facts(sizes, balances))
+    assert found is not None
+    assert {3, 64, 65, 205} <= set(found.far)
+    assert len(found.far) <= 4 + 0.05 * 240
+    assert len(set(found.limits)) == 4
+
+
+def test_kind_of_its_own_belongs_to_the_set() -> None:
+    """Crops of one photograph are alike: three of sixty are foreign, six are a kind."""
+    for count, is_foreign in ((3, True), (6, False)):
+        sizes, balances = ordinary(60, 0, heavy=False)
+        varied = np.random.default_rng(1).normal(0, 0.02, (count, TENSORS))
+        sizes[:count], balances[:count] = 3 * sizes[0] * np.exp(varied), balances[0] + varied
+        found = distances(facts(sizes, balances))
+        assert found is not None
+        assert (set(range(count)) <= set(found.far)) == is_foreign
+        assert bool(set(range(count)) & set(found.far)) == is_foreign
 
 
 def test_too_few_images_are_not_judged_and_equal_ones_are_not_named() -> None:

@@ -18,7 +18,7 @@ def uniform(images: int, tensors: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_ranges_hold_zero() -> None:
     rows = np.array([[2, 5, 3, 3], [-7, -1, -3, 3]], np.float32)
-    low, high = ranges_of({"x": rows})
+    low, high = ranges_of({"x": rows}, 2)
     assert low.tolist() == [[0], [-7]]
     assert high.tolist() == [[5], [0]]
 
