@@ -14,7 +14,7 @@ from project import Project
 COMMANDS = ("fuse", "calibrate", "convert", "benchmark")
 WRITTEN = {
     "fuse": {"float.pt", "fused.pt", "fused.json"},
-    "calibrate": {"calibration.safetensors", "calibration.json", "overflow.json"},
+    "calibrate": {"calibration.safetensors", "calibration.json", "audit.svg", "overflow.json"},
     "convert": {"plan.json", "model.int8.pt", "convert.json"},
     "benchmark": {"report.json", "report.md", "automation.svg"},
 }
