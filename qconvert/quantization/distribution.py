@@ -24,6 +24,7 @@ SAMPLED = 1 << 16
 _LEAST_SAMPLED = 1 << 14
 _OF_ALL_IMAGES = 1 << 20
 _SMALLEST_EXPONENT = -100
+_LARGE = 1e30
 
 
 class NotFiniteError(ValueError):
@@ -145,14 +146,16 @@ class Growing:
         Raises NotFiniteError for NaN or infinity; nothing is added then.
         """
         low, high = _extremes(x)
-        values = _sample(x, self._sampled)
+        values = np.ascontiguousarray(_sample(x, self._sampled))
         with self._lock:
             self._make_room(low, high)
             self._counts += _counts(values, self._exponent, self._first, len(self._counts))
             self._range = min(self._range[0], low), max(self._range[1], high)
             self.images += 1
-        # In float64: the mean of large values is finite.
-        mean, size = (float(v.mean(dtype=np.float64)) for v in (values, np.abs(values)))
+        # float32 is faster, but its sums of large values are not finite.
+        dtype = np.float64 if max(-low, high) > _LARGE else None
+        mean = float(values.mean(dtype=dtype))
+        size = abs(mean) if low >= 0 or high <= 0 else float(np.abs(values).mean(dtype=dtype))
         return Glimpse(low, high, mean, size)
 
     def _make_room(self, low: float, high: float) -> None:

@@ -72,7 +72,7 @@ def examine(facts: SetFacts, named: Named) -> Audit:
             tuple(named.images[i] for i in group) for group in duplicates(pictures)
         ),
         blank=() if light_of is None else tuple(
-            named.images[i] for i in blank(light_of[1], named.scale is not None)
+            named.images[i] for i in blank(*light_of, named.scale is not None)
         ),
         brightness=None if light_of is None else _spread(light_of[0]),
         contrast=None if light_of is None else _spread(light_of[1]),

@@ -12,8 +12,8 @@ from qconvert.quantization.audit.facts import Picture
 # Images that differ by less than this share of their contrast look the same: one that was
 # compressed or scaled again does.
 _ALIKE = 0.03
-# Less contrast than half a step of 8 bits is none.
-_BLANK = 0.5 / 255
+# Less contrast than half a step of 8 bits is none; where the scale is not known, than a rounding.
+_BLANK, _ROUNDED = 0.5 / 255, 1e-6
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ def light(pictures: Sequence[Picture], scale: Scale) -> tuple[np.ndarray, np.nda
     return brightness, contrast
 
 
-def blank(contrast: np.ndarray, in_shares: bool) -> list[int]:
+def blank(brightness: np.ndarray, contrast: np.ndarray, in_shares: bool) -> list[int]:
     """The images of one colour; of those that are not in shares of white, exactly so."""
-    return [int(i) for i in np.flatnonzero(contrast <= (_BLANK if in_shares else 0.0))]
+    limit = _BLANK if in_shares else _ROUNDED * np.abs(brightness)
+    return [int(i) for i in np.flatnonzero(contrast <= limit)]
 
 
 def duplicates(pictures: Sequence[Picture]) -> list[list[int]]:

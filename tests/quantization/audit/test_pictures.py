@@ -62,8 +62,8 @@ def test_brightness_and_contrast_are_in_shares_of_white() -> None:
 
 def test_images_of_one_colour_are_blank() -> None:
     images = [photograph(0), Image.new("RGB", (8, 8), (9, 99, 200)), photograph(1)]
-    _, contrast = light(pictures(images), Scale())
-    assert blank(contrast, in_shares=True) == [1]
+    found = light(pictures(images), Scale())
+    assert blank(*found, in_shares=True) == blank(*found, in_shares=False) == [1]
 
 
 @pytest.mark.parametrize("inputs", [torch.zeros(1, 7), torch.zeros(1, 9, 4, 4)])
