@@ -13,9 +13,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from qconvert.measurement.confidence import Confidence
+from qconvert.quantization.audit.record import Audit, Growth, ImageRow
 from qconvert.quantization.sensitivity.record import PlaceSensitivity
 from qconvert.reports.analysis import Analysis
-from qconvert.quantization.audit.record import Audit, Growth, ImageRow
 
 _FLOAT, _OTHER = "#0b6fb8", "#c2410c"
 # Much below the accuracy that is asked for nobody looks.

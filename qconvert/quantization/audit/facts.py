@@ -68,11 +68,11 @@ def profile_of(value: Tensor) -> np.ndarray:
             -(-length // most)
             for length, most in zip(value.shape[1:], (_CHANNELS, _PLACES, _PLACES), strict=True)
         )
-        seen, axes = value[:, ::channels, ::height, ::width].float(), (0, 2, 3)
+        seen = value[:, ::channels, ::height, ::width].float().transpose(0, 1).flatten(1)
     else:
         flat = value.reshape(-1, value.shape[-1] if value.dim() else 1)
-        seen, axes = flat[:, :: -(-flat.shape[1] // _CHANNELS)].float(), (0,)
-    return torch.cat([seen.mean(axes), seen.abs().mean(axes)]).numpy()
+        seen = flat[:, :: -(-flat.shape[1] // _CHANNELS)].float().T
+    return torch.cat([seen.mean(1), seen.abs().mean(1)]).numpy()
 
 
 def picture_of(inputs: Inputs) -> Picture | None:
