@@ -275,7 +275,7 @@ def _flipped(rows: Sequence[_Judged], images: ImageSet) -> tuple[Flip, ...]:
         label = images.labels[i] if images.labels is not None else None
         found.append(
             Flip(
-                image=_below(images.root, images.files[i]),
+                image=image_name(images.root, images.files[i]),
                 reference=_named(said.value, images),
                 measured=_named(now.value, images),
                 reference_confidence=_known(said.confidence),
@@ -286,8 +286,15 @@ def _flipped(rows: Sequence[_Judged], images: ImageSet) -> tuple[Flip, ...]:
     return tuple(sorted(found, key=lambda flip: -(flip.reference_confidence or 0.0)))
 
 
-def _below(folder: Path, path: Path) -> str:
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+def image_name(folder: Path, path: Path) -> str:
+    """An image's path below the folder, as a `Flip` names it; bytes that are no UTF-8 are written
+    out, because JSON cannot hold them.
+
+    >>> image_name(Path("photos"), Path("photos/cat/1.png"))
+    'cat/1.png'
+    """
+    below = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return below.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _named(answer: Any, images: ImageSet) -> str:

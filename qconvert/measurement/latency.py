@@ -34,7 +34,8 @@ _STEADY = 0.25
 
 class Timing(Record):
     """Calls of one model at one batch size and thread count, in seconds a call; where inputs differ
-    in size, `calls` counts the rounds over all sizes, and the seconds are a round's mean."""
+    in size, `calls` counts the rounds over all sizes, and the seconds are a round's mean.
+    `percentiles_s` are the distribution: the fastest call, each hundredth of them, the slowest."""
 
     model: str
     form: str
@@ -44,6 +45,7 @@ class Timing(Record):
     p99_s: float
     middle_half_s: tuple[float, float]
     images_per_s: float
+    percentiles_s: tuple[float, ...] = ()
 
 
 class Latency(Record):
@@ -160,7 +162,8 @@ def _latency(row: dict, threads: int) -> Latency:
 
 
 def _timing(name: str, form: str, calls_s: np.ndarray, batch: int) -> Timing:
-    p25, p90, p75, p99 = np.quantile(calls_s, [0.25, 0.9, 0.75, 0.99])
+    percentiles = np.percentile(calls_s, range(101))
+    p25, p75, p90, p99 = percentiles[[25, 75, 90, 99]]
     middle = median(calls_s)
     return Timing(
         model=name,
@@ -171,4 +174,6 @@ def _timing(name: str, form: str, calls_s: np.ndarray, batch: int) -> Timing:
         p99_s=float(p99),
         middle_half_s=(float(p25), float(p75)),
         images_per_s=batch / middle.value,
+        # Nanoseconds are what the clock tells.
+        percentiles_s=tuple(percentiles.round(9).tolist()),
     )

@@ -13,11 +13,24 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from qconvert.measurement.confidence import Confidence
+from qconvert.measurement.latency import Latency
 from qconvert.quantization.audit.record import Audit, Growth, ImageRow
 from qconvert.quantization.sensitivity.record import PlaceSensitivity
 from qconvert.reports.analysis import Analysis
 
 _FLOAT, _OTHER = "#0b6fb8", "#c2410c"
+# What each colour of a drawing is for; a page may have its own for it.
+COLOURS = {
+    _FLOAT: "float",
+    _OTHER: "int8",
+    "#ffffff": "paper",
+    "#000000": "ink",
+    "#444444": "faint",
+    "#666666": "faint",
+    "#dddddd": "rule",
+    "#94a3b8": "bar",
+    "#64748b": "faint",
+}
 # Much below the accuracy that is asked for nobody looks.
 _BELOW = 4
 _LEAST_HEIGHT = 1e-3
@@ -36,7 +49,7 @@ _SETTINGS: dict[Any, Any] = {
 def automation_svg(confidence: Confidence, model: str) -> bytes:
     """Accuracy of the accepted answers against their share of all, of float and of a model."""
     with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         required = confidence.required_accuracy
@@ -69,6 +82,35 @@ def automation_svg(confidence: Confidence, model: str) -> bytes:
         )
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(loc="lower left", edgecolor="none", framealpha=0.9)
+        return _svg(figure)
+
+
+def latency_svg(latency: Latency) -> bytes:
+    """The share of the calls that are done within a time, of float and of each other model: the
+    steeper, the steadier. Times beyond the 99th percentiles are left out."""
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        timings = {"float": latency.baseline, **latency.models}
+        colours, styles = (_FLOAT, _OTHER), ("-", "--")
+        for place, (name, timing) in enumerate(timings.items()):
+            times = [1e3 * seconds for seconds in timing.percentiles_s]
+            shares = [i / (len(times) - 1) for i in range(len(times))]
+            colour, style = colours[min(place, 1)], styles[min(place, 1)]
+            axes.plot(times, shares, style, color=colour, linewidth=1.6, label=name)
+            axes.plot([1e3 * timing.median_s.value], [0.5], "o", color=colour, markersize=5)
+        start = min(timing.percentiles_s[0] for timing in timings.values())
+        end = max(timing.p99_s for timing in timings.values())
+        margin = 0.04 * (end - start) or 0.1 * end
+        axes.set(
+            xlim=(1e3 * max(0.0, start - margin), 1e3 * (end + margin)),
+            ylim=(0, 1.02),
+            xlabel="milliseconds a call",
+            ylabel="share of calls within",
+        )
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.legend(loc="lower right", edgecolor="none", framealpha=0.9)
         return _svg(figure)
 
 

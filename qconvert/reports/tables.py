@@ -42,6 +42,21 @@ def all_tables(report: Report) -> list[Table]:
     ]
     if report.accuracy.flipped:
         tables.append(_flipped_table(report.accuracy.flipped))
+    tables += exception_tables(report)
+    if report.recovery:
+        tables.append(recovery_table(report.recovery))
+    if report.audit is not None:
+        tables.append(audit_table(report.audit))
+    if report.classes:
+        tables.append(classes_table(report.classes))
+    if report.budgets:
+        tables.append(budget_table(report))
+    return tables
+
+
+def exception_tables(report: Report) -> list[Table]:
+    """What is not in int8, or not with all of its bits, and why."""
+    tables = []
     if report.kept:
         kept = tuple((module.name, module.reason) for module in report.kept)
         tables.append(
@@ -54,18 +69,10 @@ def all_tables(report: Report) -> list[Table]:
         given_up = tuple((layer.name, layer.extent, layer.reason) for layer in report.fewer_bits)
         columns = ("layer", "of what", "reason")
         tables.append(Table("Fewer bits, for CPUs without VNNI", columns, given_up, words=True))
-    if report.recovery:
-        tables.append(_recovery_table(report.recovery))
-    if report.audit is not None:
-        tables.append(_audit_table(report.audit))
-    if report.classes:
-        tables.append(_classes_table(report.classes))
-    if report.budgets:
-        tables.append(_budget_table(report))
     return tables
 
 
-def _recovery_table(trials: Sequence[Trial]) -> Table:
+def recovery_table(trials: Sequence[Trial]) -> Table:
     """What each method gained and cost."""
     rows = tuple(
         (
@@ -81,7 +88,7 @@ def _recovery_table(trials: Sequence[Trial]) -> Table:
     return Table("Recovery, on calibration images that it did not see", columns, rows)
 
 
-def _audit_table(audit: Audit) -> Table:
+def audit_table(audit: Audit) -> Table:
     """The verdicts on the calibration images."""
     rows = tuple(
         (verdict.topic, "fine" if verdict.fine else "LOOK", verdict.text)
@@ -96,7 +103,7 @@ def accuracy_tables(accuracy: Comparison, model: str) -> list[Table]:
     """All that is known of a model's accuracy beside float's."""
     tables = [accuracy_table(accuracy, model)]
     if accuracy.per_class:
-        tables.append(_per_class_table(accuracy.per_class, model))
+        tables.append(per_class_table(accuracy.per_class, model))
     if accuracy.confidence is not None:
         tables.append(confidence_table(accuracy.confidence, model))
     return tables
@@ -106,9 +113,13 @@ def accuracy_table(accuracy: Comparison, model: str) -> Table:
     """A model's accuracy beside float's, with 95 % intervals."""
     rows: list[tuple[str, str, str]] = []
     for metric in accuracy.metrics:
-        form = "{:.5f}" if metric.name == "cosine" else "{:.4f}"
+        # z: no minus before a zero.
+        form = "{:z.5f}" if metric.name == "cosine" else "{:z.4f}"
         figures = (_with_interval(i, form, "") for i in (metric.reference, metric.measured))
         rows.append((metric_name(metric.name), next(figures), next(figures)))
+        rows.append(
+            (f"{metric_name(metric.name)}: drop", "", _with_interval(metric.drop, form, ""))
+        )
         if metric.by_chance is not None:
             name = f"{metric_name(metric.name)}: chance of such a difference"
             rows.append((name, "", f"{metric.by_chance:.2g}"))
@@ -161,7 +172,7 @@ def metric_name(name: str) -> str:
     return re.sub(r"^top(\d+)$", r"top-\1", name).replace("_", " ").replace("iou", "IoU")
 
 
-def _per_class_table(classes: Sequence[ClassFigures], model: str) -> Table:
+def per_class_table(classes: Sequence[ClassFigures], model: str) -> Table:
     """The classes that lose most first; the JSON has all."""
     by_loss = sorted(classes, key=lambda c: c.measured.value - c.reference.value)
     rows = tuple(
@@ -171,7 +182,7 @@ def _per_class_table(classes: Sequence[ClassFigures], model: str) -> Table:
     left = len(classes) - len(rows)
     return Table(
         "Top-1 of each class",
-        ("", "images", "float", model),
+        ("class", "images", "float", model),
         rows,
         f"{left} classes that lose less are in the JSON" if left else "",
     )
@@ -199,7 +210,7 @@ def confidence_table(confidence: Confidence, model: str) -> Table:
         ("from a confidence of", *(threshold(automation.threshold) for automation in own)),
         ("accuracy of these", *(accuracy(automation.accuracy) for automation in own)),
     )
-    lost = _with_interval(confidence.drop, "{:.4f}", "")
+    lost = _with_interval(confidence.drop, "{:z.4f}", "")
     return Table(
         f"Decided alone at an accuracy of {required} (95 % intervals)",
         ("", "float", model, f"{model}, float's threshold"),
@@ -217,7 +228,6 @@ def latency_tables(latencies: Sequence[Latency]) -> list[Table]:
         for name, timing in latency.models.items():
             speedup = _with_interval(latency.speedups[name], "{:.2f}", "x")
             rows.append(_timing_row(name, timing, speedup))
-        threads = f"{latency.threads} thread" + ("s" if latency.threads > 1 else "")
         note = (
             f"float is {latency.baseline.form}, the fastest of {len(latency.float_forms_s)} forms"
         )
@@ -232,7 +242,7 @@ def latency_tables(latencies: Sequence[Latency]) -> list[Table]:
             note += f"; unsteady on this machine now: {', '.join(latency.unsteady)}"
         tables.append(
             Table(
-                f"Latency, batch {latency.batch_size}, {threads}",
+                f"Latency, batch {latency.batch_size}, {threads(latency.threads)}",
                 ("", "median", "p90", "p99", "images/s", "times faster"),
                 tuple(rows),
                 note,
@@ -285,6 +295,15 @@ def milliseconds(seconds: float) -> str:
     return f"{value:,.{decimals}f} ms"
 
 
+def threads(count: int) -> str:
+    """Their number in words.
+
+    >>> threads(1), threads(2)
+    ('1 thread', '2 threads')
+    """
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
 def megabytes(size_bytes: int) -> str:
     """Millions of bytes.
 
@@ -305,7 +324,8 @@ def _timing_row(name: str, timing: Timing, speedup: str) -> tuple[str, ...]:
     )
 
 
-def _classes_table(classes: Sequence[OnClass]) -> Table:
+def classes_table(classes: Sequence[OnClass]) -> Table:
+    """The file on each class of CPUs."""
     first = classes[0].accuracy
     names = tuple(metric_name(metric.name) for metric in first.metrics)
     rows = []
@@ -330,7 +350,8 @@ def _classes_table(classes: Sequence[OnClass]) -> Table:
     )
 
 
-def _budget_table(report: Report) -> Table:
+def budget_table(report: Report) -> Table:
+    """Each limit beside what was found."""
     rows = tuple(
         (
             budget.name,

@@ -86,6 +86,18 @@ def _with_rule(
     return with_plan(subject, plan)
 
 
+def recorded_analysis(session: Session) -> Analysis | None:
+    """What an earlier `analyze` found; of which plan, it says itself."""
+    record = session.workspace.read(RECORD)
+    if record is None:
+        return None
+    try:
+        return _read(record)
+    except ValueError:  # of another version, or damaged
+        session.voice.say(f"{RECORD} is not read: let `qconvert analyze` write it again")
+        return None
+
+
 def _read(record: dict[str, Any]) -> Analysis:
     return Analysis.model_validate({k: v for k, v in record.items() if k not in ("key", "files")})
 

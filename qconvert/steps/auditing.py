@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qconvert.images.decode import size_of
+from qconvert.measurement.accuracy import image_name
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import operator_name
 from qconvert.quantization.audit.examine import Named, examine
@@ -21,7 +22,7 @@ def audited(session: Session, model: FusedModel, facts: SetFacts) -> Audit:
     images, data = session.calibration_images, session.config.data
     exif = "ignore" if data.transform is not None else session.preprocess.exif
     named = Named(
-        images=[path.relative_to(images.root).as_posix() for path in images.files],
+        images=[image_name(images.root, path) for path in images.files],
         sizes=[size_of(path, exif) for path in images.files],
         operators={node.name: operator_name(node) for node in model.graph.graph.nodes},
         scale=_scale(session),

@@ -30,6 +30,7 @@ from qconvert.steps.auditing import PICTURE, recorded_audit
 from qconvert.steps.convert import INT8, make_int8
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
+from qconvert.steps.page import write_page
 from qconvert.steps.portability import check_shown, on_classes
 from qconvert.steps.requests import file_recipe
 from qconvert.steps.session import Session
@@ -98,6 +99,7 @@ def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
     if audit is not None:
         pictures["The calibration images"] = PICTURE
     write_atomically(workspace.path(MARKDOWN), to_markdown(report, pictures).encode())
+    write_page(session, report)
     return report
 
 

@@ -33,6 +33,7 @@ from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT
 from qconvert.steps.overflow import RECORD as OVERFLOW
 from qconvert.steps.overflow import WITHOUT_VNNI, make_overflow, planned
+from qconvert.steps.page import HTML
 from qconvert.steps.recovery import trial_lines
 from qconvert.steps.requests import Recipe, file_recipe
 from qconvert.steps.session import Session
@@ -229,7 +230,7 @@ def run_benchmark(session: Session, classes: Sequence[str] = ()) -> Outcome:
         if not b.met
     )
     lines = (f"verdict: {report.verdict}", *report.notes)
-    names = [convert_step.INT8, benchmark_step.JSON, benchmark_step.MARKDOWN]
+    names = [convert_step.INT8, benchmark_step.JSON, benchmark_step.MARKDOWN, HTML]
     if report.accuracy.confidence is not None:
         names.append(benchmark_step.AUTOMATION)
     return Outcome(

@@ -16,7 +16,7 @@ WRITTEN = {
     "fuse": {"float.pt", "fused.pt", "fused.json"},
     "calibrate": {"calibration.safetensors", "calibration.json", "audit.svg", "overflow.json"},
     "convert": {"plan.json", "model.int8.pt", "convert.json"},
-    "benchmark": {"report.json", "report.md", "automation.svg"},
+    "benchmark": {"report.json", "report.md", "report.html", "automation.svg"},
 }
 
 
@@ -64,7 +64,8 @@ def test_second_benchmark_only_measures(finished) -> None:
     before = project.state()
     result = project.run("benchmark")
     after = project.state()
-    assert {name for name in before if before[name] != after[name]} <= {"report.json", "report.md"}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= {"report.json", "report.md", "report.html"}
     assert "building the float model" not in result.err
     assert not any(f"\n{step}: " in result.err for step in ("fuse", "calibrate", "convert"))
 

@@ -92,7 +92,7 @@ def test_results_are_those_of_one_process(alone: tuple[Project, dict[str, bytes]
     assert result.err.count("calibrating …\n") == 1
     found = project.state()
     assert found.keys() == wanted.keys()
-    timed = {"report.json", "report.md"}
+    timed = {"report.json", "report.md", "report.html"}
     assert {k: v for k, v in found.items() if k not in timed} == {
         k: v for k, v in wanted.items() if k not in timed
     }
