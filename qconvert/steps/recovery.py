@@ -44,7 +44,7 @@ def recovered(session: Session, plan: Plan) -> Recovered:
         write_atomically(session.workspace.path(WEIGHTS), _bytes(found))
         content = {"trials": [trial.model_dump() for trial in trials]}
         record = session.workspace.write_record(RECORD, key, (WEIGHTS,), content)
-    corrections = _read(session.workspace.path(WEIGHTS).read_bytes())
+    corrections = corrections_of(session.workspace.path(WEIGHTS).read_bytes())
     trials = tuple(map(Trial.model_validate, record["trials"]))
     return Recovered(*with_corrections(model, plan, corrections), (*before, *trials))
 
@@ -55,7 +55,8 @@ def _bytes(found: dict[str, Corrected]) -> bytes:
     return save(arrays)
 
 
-def _read(content: bytes) -> dict[str, Corrected]:
+def corrections_of(content: bytes) -> dict[str, Corrected]:
+    """What is in `recovery.safetensors`."""
     arrays = load(content)
     names = [name.removesuffix(".weight") for name in arrays if name.endswith(".weight")]
     return {name: Corrected(arrays[f"{name}.weight"], arrays.get(f"{name}.bias")) for name in names}
