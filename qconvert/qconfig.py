@@ -443,12 +443,17 @@ class FinetuneSection(Section):
     patience: Count | None = Field(
         None, description="ends after so many epochs without a better one on held-out images"
     )
-    batch_size: Count = Field(16, description="images for each step")
+    batch_size: Count = Field(8, description="images for each step")
     learning_rate: Positive = Field(
-        0.02, description="of weights and biases, in steps of int8; falls to zero as a cosine"
+        0.01, description="of weights and biases, in steps of int8; falls to zero as a cosine"
     )
     scale_learning_rate: Positive = Field(
-        0.002, description="of weight scales and of ranges, as a share of them; falls likewise"
+        0.001, description="of weight scales and of ranges, as a share of them; falls likewise"
+    )
+    unrounded: Fraction = Field(
+        0.75,
+        description="share of the training in which tensors are rounded and weights are not; then "
+        "their integers are chosen together, and the rest of the training refines them",
     )
     features: Annotated[float, Field(ge=0, strict=True), AfterValidator(_finite)] = Field(
         1.0, description="how much values inside of the float model count beside its outputs"

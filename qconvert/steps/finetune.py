@@ -3,7 +3,6 @@ takes of it."""
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
 from qconvert.errors import TrainingError
@@ -13,34 +12,22 @@ from qconvert.models.fusion import FusedModel
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.targets import Simulated
 from qconvert.quantization.plan import Plan
-from qconvert.quantization.training.checkpoints import Checkpoint
 from qconvert.quantization.training.finetuned import Finetuned, with_finetuned
 from qconvert.quantization.training.history import Training
-from qconvert.quantization.training.learner import Learner
-from qconvert.quantization.training.train import Talk, Trainer
 from qconvert.steps.calibrate import make_calibration
-from qconvert.steps.equalization import int8_base
+from qconvert.steps.course import Course, remove_checkpoints
 from qconvert.steps.fuse import check_same_weights
 from qconvert.steps.judging import judge
-from qconvert.steps.learning import TrainingTeam, device, learner_of
 from qconvert.steps.measured import Measured, measured
 from qconvert.steps.overflow import make_overflow, planned
-from qconvert.steps.recovery import WEIGHTS as RECOVERED
 from qconvert.steps.recovery import Recovered, recovered
-from qconvert.steps.requests import Learning, send_file
-from qconvert.steps.same_model import check_model
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import make_timings
-from qconvert.steps.training_images import divided, training_images
+from qconvert.steps.training_images import training_images
 from qconvert.workspace import digest, write_atomically
 
 RECORD = "finetune.json"
 WEIGHTS = "finetuned.safetensors"
-# Where training goes on after it was interrupted; it is removed at the end.
-CHECKPOINT = "finetune.checkpoint"
-_CHECKPOINT_RECORD = "finetune.checkpoint.json"
-# Images that the loss is measured in proportion to.
-_MEASURED = 32
 
 
 class Tuned(NamedTuple):
@@ -65,17 +52,16 @@ def make_finetuned(session: Session) -> dict[str, Any]:
         return record
     seen = measured(session.workspace.read(FUSE_RECORD) or {})
     _check(session, begin.plan, images, seen)
-    training, state = _trained(session, begin, images, seen, key)
+    training, learned = Course(session, begin, images, seen, key).run()
     workspace = session.workspace
-    write_atomically(workspace.path(WEIGHTS), state.to_bytes())
+    write_atomically(workspace.path(WEIGHTS), learned.to_bytes())
     before = _before(session, begin)
     content = {
         "training": training.model_dump(mode="json"),
         "before": before.model_dump(mode="json"),
     }
     record = workspace.write_record(RECORD, key, (WEIGHTS,), content)
-    for name in (_CHECKPOINT_RECORD, CHECKPOINT):
-        workspace.path(name).unlink(missing_ok=True)
+    remove_checkpoints(workspace)
     return record
 
 
@@ -136,79 +122,10 @@ def _check(session: Session, plan: Plan, images: ImageSet, seen: Measured) -> No
         )
 
 
-def _trained(
-    session: Session, begin: Recovered, images: ImageSet, seen: Measured, key: str
-) -> tuple[Training, Finetuned]:
-    section, voice = session.config.finetune, session.voice
-    start = time.perf_counter()
-    training, held_out = divided(images, section.held_out)
-    learner = learner_of(session, int8_base(session), begin.model, begin.plan, seen)
-    learner.measure_powers(held_out[:_MEASURED])
-    team = _team(session, begin, learner)
-    voice.say(
-        f"finetune: {len(training)} images to train with, {len(held_out)} held out; "
-        f"{sum(p.numel() for p in learner.student.parameters):,} learned values; {device()}"
-    )
-    with voice.progress("finetune") as progress:
-        trainer = Trainer(
-            learner, training, held_out, section, Talk(voice.say, progress),
-            lambda checkpoint: _keep(session, checkpoint, key), team,
-        )  # fmt: skip
-        found, ended = trainer.run(_checkpoint(session, key))
-    before, best = found.history[0], found.history[found.best_epoch]
-    done = Training(
-        teacher=section.teacher,
-        images=len(training),
-        epochs=len(found.history) - 1,
-        best_epoch=found.best_epoch,
-        before=before.held_out,
-        after=best.held_out,
-        ended=ended,
-        device=device().partition(":")[0],
-        processes=1 if team is None else team.processes,
-        seconds=max(sum(epoch.seconds for epoch in found.history), time.perf_counter() - start),
-    )
-    voice.say(f"finetune: ended by {ended}: {done.line}")
-    return done, learner.student.finetuned()
-
-
-def _team(session: Session, begin: Recovered, learner: Learner) -> TrainingTeam | None:
-    others = session.others
-    if others is None:
-        return None
-    path = session.workspace.path(RECOVERED)
-    corrections = send_file(others, path) if begin.model is not int8_base(session) else None
-    equalized = int8_base(session) is not session.fused
-    record = session.workspace.read(FUSE_RECORD) or {}
-    others.ask(
-        Learning(
-            session.skipped, record, begin.plan, corrections, equalized, dict(learner.loss.powers)
-        )
-    )
-    check_model(session, others)
-    return TrainingTeam(others)
-
-
 def _before(session: Session, begin: Recovered) -> Comparison:
     """What the plan predicts without training."""
     model = lower(begin.model, begin.plan, Simulated())
     return judge(session, model, "simulating int8 before fine-tuning", None)
-
-
-def _keep(session: Session, checkpoint: Checkpoint, key: str) -> None:
-    workspace = session.workspace
-    write_atomically(workspace.path(CHECKPOINT), checkpoint.to_bytes())
-    workspace.write_record(_CHECKPOINT_RECORD, key, (CHECKPOINT,), {})
-
-
-def _checkpoint(session: Session, key: str) -> Checkpoint | None:
-    """Where an interrupted run with the same inputs was."""
-    workspace = session.workspace
-    if session.force or workspace.why_stale(_CHECKPOINT_RECORD, lambda _: key) is not None:
-        return None
-    found = Checkpoint.from_bytes(workspace.path(CHECKPOINT).read_bytes())
-    session.voice.say(f"finetune: goes on after epoch {len(found.history) - 1}")
-    return found
 
 
 def _key(session: Session, plan: Plan, images: ImageSet) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,12 @@ class _Share:
         session = self.session
         self.helper.give(model_facts(session))
         teacher = session.equalized if request.equalized else session.fused
-        model, plan = teacher, request.plan
-        if request.corrections is not None:
-            corrections = corrections_of(self.files[request.corrections])
-            model, plan = with_corrections(model, plan, corrections)
-        learner = learner_of(session, teacher, model, plan, measured(request.fused))
-        learner.loss = replace(learner.loss, powers=request.powers)
-        self.learners.append(learner)
+        corrections = corrections_of(self.files[request.weights])
+        model, plan = with_corrections(teacher, request.plan, corrections)
+        seen = measured(request.fused)
+        learner = learner_of(session, teacher, model, plan, seen, request.rounds)
+        learner.set_powers(request.powers)
+        self.learners[:] = [learner]
 
     def _made(self, recipe: Recipe) -> Callable[..., Any]:
         if recipe.file is not None:

@@ -45,10 +45,15 @@ def device() -> str:
 
 
 def learner_of(
-    session: Session, teacher: FusedModel, model: FusedModel, plan: Plan, seen: Measured
+    session: Session,
+    teacher: FusedModel,
+    model: FusedModel,
+    plan: Plan,
+    seen: Measured,
+    rounds: bool = True,
 ) -> Learner:
-    """The student that begins as `model` and `plan`, beside the float model that these were made of
-    (its channels may be equalized)."""
+    """The student that begins as `model` and `plan` and rounds its weights or does not, beside the
+    float model that these were made of (its channels may be equalized)."""
     section, where = session.config.finetune, device()
     features = block_outputs(model, plan) if section.features else []
     nodes = nodes_by_name(teacher)
@@ -62,7 +67,7 @@ def learner_of(
         classes=seen.name if rows and section.teacher != "float" else None,
     )
     return Learner(
-        Student(model, plan, features, where),
+        Student(model, plan, features, where, rounds),
         _on(taught, where),
         _on(original, where),
         partial(_read, session),

@@ -54,15 +54,16 @@ class Judging:
 
 @dataclass(frozen=True)
 class Learning:
-    """The student and its teacher, that each rank makes: of the fused model, `equalized` or not,
-    with the corrections of recovery in the file of this digest (None: without), by the `plan`; what
-    losses are measured in proportion to (`powers`). `fused` is the record of `fuse`."""
+    """The student and its teacher, that each rank makes of the fused model, `equalized` or not: the
+    student with the weights in the file of digest `weights` by the `plan`, which it `rounds` or
+    not. `powers` are what losses are measured in proportion to, `fused` is the record of `fuse`."""
 
     skipped: frozenset[Skipped]
     fused: dict[str, Any]
     plan: Plan
-    corrections: str | None
+    weights: str
     equalized: bool
+    rounds: bool
     powers: dict[str, float]
 
 

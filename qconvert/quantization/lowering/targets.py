@@ -78,13 +78,16 @@ class Simulated:
 
 class Trainable:
     """See `backend.Target`: the simulation, in which the layers of the nodes `learning` learn, and
-    the `ranges`; these are by the observers of the plan's tensors."""
+    the `ranges`; these are by the observers of the plan's tensors. Unless it `rounds`, what learns
+    has weights as they are."""
 
-    def __init__(self, ranges: Mapping[str, LearnedRange], learning: Collection[str]) -> None:
+    def __init__(
+        self, ranges: Mapping[str, LearnedRange], learning: Collection[str], rounds: bool = True
+    ) -> None:
         self.graph = Graph()
         self.modules: dict[str, Any] = {}
         self.layers: dict[str, Layer] = {}
-        self._backend = TrainableBackend(self.graph, self.modules, ranges, learning)
+        self._backend = TrainableBackend(self.graph, self.modules, ranges, learning, rounds)
 
     @property
     def values(self) -> Mapping[str, Node]:

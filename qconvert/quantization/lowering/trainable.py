@@ -24,12 +24,17 @@ from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import overflows_with_vnni
 from qconvert.quantization.weights import fits_in_pairs, least_scales
 
-# One unit of a bias: what one weight of full size adds to the sums for one step of its input.
-_BIAS_UNIT = 128.0
+# One unit of a weight is a step for a 3x3 filter of one channel, and less for more inputs: what is
+# learned of the inputs of a sum often has one sign, and adds up.
+_INPUTS = 9
+# One unit of a bias, in steps of the sums, times the root of their inputs.
+_BIAS_UNIT = 32.0
 # One unit of a zero point, so that it moves as far as the other end of a range does.
 _ZERO_UNIT = 255.0
 # Channels whose products no longer fit into 16 bits get larger scales, by so much at a time.
 _COARSER = 0.01
+# What a scale changes at most by following its weight.
+_CHANGE, _TINY = 4.0, 1e-30
 # Biases are held in 32 bits.
 _LARGEST_BIAS = 2**31 - 1
 
@@ -87,15 +92,17 @@ class LearnedRange(nn.Module):
 
 
 class LearnedLayer(nn.Module):
-    """A convolution or linear layer whose weight, bias and weight scales learn, if it `learns`."""
+    """A convolution or linear layer whose weight, bias and weight scales learn, if it `learns`.
+    Unless it `rounds`, its weight is used as it is, and its scales follow at the end."""
 
     begin_weight: Tensor
     begin_bias: Tensor
     begin_scales: Tensor
     zero_points: Tensor
 
-    def __init__(self, layer: Layer, x_range: LearnedRange, learns: bool) -> None:
+    def __init__(self, layer: Layer, x_range: LearnedRange, learns: bool, rounds: bool) -> None:
         super().__init__()
+        self.learns, self.rounds = learns, rounds
         module, params = layer.module, layer.weight
         self.layer = layer
         self._x_range = [x_range]  # in a list: it is no part of this one
@@ -106,9 +113,13 @@ class LearnedLayer(nn.Module):
         self.register_buffer("begin_scales", torch.tensor(params.scales))
         self.register_buffer("zero_points", torch.tensor(params.zero_points, dtype=torch.int32))
         self._axes = [-1, *[1] * (weight.dim() - 1)]
-        # Channels last, as the kernels want them.
+        inputs = weight[0].numel()
+        self._weight_unit = min(1.0, (_INPUTS / inputs) ** 0.5)
+        self._bias_unit = _BIAS_UNIT * inputs**0.5
         self.steps = nn.Parameter(torch.zeros_like(weight), requires_grad=learns)
-        self.growth = nn.Parameter(torch.zeros_like(self.begin_scales), requires_grad=learns)
+        self.growth = nn.Parameter(
+            torch.zeros_like(self.begin_scales), requires_grad=learns and rounds
+        )
         self.bias_steps = nn.Parameter(torch.zeros_like(bias), requires_grad=learns)
         narrow = layer.operator.lowering is not None and overflows_with_vnni(
             module, layer.operator.lowering, params.scheme
@@ -123,23 +134,28 @@ class LearnedLayer(nn.Module):
     @property
     def bias(self) -> Tensor:
         """float32, before it is rounded."""
-        unit = _BIAS_UNIT * self.begin_scales * self._x_range[0].begin
+        unit = self._bias_unit * self.begin_scales * self._x_range[0].begin
         return self.begin_bias + unit * self.bias_steps
+
+    @property
+    def weight(self) -> Tensor:
+        """float32, before it is rounded."""
+        unit = self._weight_unit * self.begin_scales.view(self._axes)
+        return self.begin_weight + unit * self.steps
 
     @property
     def rounded_weight(self) -> Tensor:
         """float32, on the steps of int8."""
         params = self.layer.weight
-        weight = self.begin_weight + self.begin_scales.view(self._axes) * self.steps
         rounded: Tensor = FakeQuantizedChannels.apply(
-            weight, self.scales, self.zero_points, params.quant_min, params.quant_max
+            self.weight, self.scales, self.zero_points, params.quant_min, params.quant_max
         )
         return rounded
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer."""
         module: Any = self.layer.module
-        weight, bias = self.rounded_weight, self.bias
+        weight, bias = self.rounded_weight if self.rounds else self.weight, self.bias
         if isinstance(module, nn.Linear):
             return F.linear(x, weight, self._on_grid(bias))
         convolve = getattr(F, f"conv{weight.dim() - 2}d")
@@ -169,6 +185,18 @@ class LearnedLayer(nn.Module):
                 break
             self.growth += _COARSER * (over if len(self.growth) > 1 else 1.0)
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Lets the scales of a weight that was not rounded follow its size."""
+        before, now = (
+            weight.abs().flatten(1).amax(1) for weight in (self.begin_weight, self.weight)
+        )
+        if len(self.growth) == 1:
+            before, now = before.max().reshape(1), now.max().reshape(1)
+        ratio = now.clamp(min=_TINY) / before.clamp(min=_TINY)
+        self.growth.copy_(ratio.clamp(1 / _CHANGE, _CHANGE).log())
+        self.keep_within()
+
     def _integers(self) -> Tensor:
         scales = self.scales.view(self._axes)
         return (self.rounded_weight / scales).round() + self.zero_points.view(self._axes)
@@ -176,8 +204,8 @@ class LearnedLayer(nn.Module):
 
 class TrainableBackend(SimulatedBackend):
     """See `backend.Backend`. `ranges` are by the observers of the plan's tensors, `learning` the
-    nodes whose layers learn. `values` are the nodes under construction of the results, by their
-    names in the plan."""
+    nodes whose layers learn; these round their weights if it `rounds`. `values` are the nodes under
+    construction of the results, by their names in the plan."""
 
     def __init__(
         self,
@@ -185,17 +213,19 @@ class TrainableBackend(SimulatedBackend):
         modules: dict[str, Any],
         ranges: Mapping[str, LearnedRange],
         learning: Collection[str],
+        rounds: bool,
     ) -> None:
         super().__init__(graph, modules)
         self._ranges = ranges
-        self._learning = learning
+        self._learning, self._rounds = learning, rounds
         self.values: dict[str, Node] = {}
 
     def weighted(self, layer: Layer, x: Node, term: Node | None) -> Node:
         """A layer that learns."""
         x_range = self._ranges[layer.x_held.observer]
         learns = layer.operator.node in self._learning
-        self.modules[layer.path] = LearnedLayer(layer, x_range, learns)
+        rounds = self._rounds or not learns
+        self.modules[layer.path] = LearnedLayer(layer, x_range, learns, rounds)
         node = self.graph.call_module(layer.path, (x,))
         if term is not None:
             node = self.graph.call_function(torch.add, (node, term))

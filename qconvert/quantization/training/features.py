@@ -4,6 +4,7 @@ before passes through."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
@@ -26,24 +27,27 @@ def block_outputs(model: FusedModel, plan: Plan) -> list[str]:
         if is_tensor(node)
     }
     held = {o.value: o for o in plan.operators if o.precision == "int8" and not o.float_output}
-    found, macs, done = list[tuple[str, int]](), {o.value: o.macs for o in plan.operators}, 0
+    macs, done = {o.value: o.macs for o in plan.operators}, 0
+    found = list[tuple[int, int, str]]()
     open_until = -1
     for i, node in enumerate(nodes):
         done += macs.get(node.name, 0)
         # Nothing computed before is read after this.
-        if open_until <= i and node.name in held and len(shape_of(node)) > 1:
-            found.append((node.name, done))
+        if open_until <= i and node.name in held and len(shape_of(node)) > 1 and done:
+            found.append((done, prod(shape_of(node)), node.name))
         open_until = max(open_until, last.get(node, -1))
-    return _spread([(name, work) for name, work in found if work])
+    return _spread(found)
 
 
-def _spread(found: Sequence[tuple[str, int]]) -> list[str]:
-    if len(found) <= _MOST:
-        return [name for name, _ in found]
-    total = found[-1][1]
-    wanted = [total * (i + 1) / _MOST for i in range(_MOST)]
-    chosen = [min(found, key=lambda item: abs(item[1] - work))[0] for work in wanted]
-    return list(dict.fromkeys(chosen))
+def _spread(found: Sequence[tuple[int, int, str]]) -> list[str]:
+    """Of each equal part of the work the smallest value, and of these the last."""
+    total = found[-1][0] if found else 1
+    chosen: dict[int, tuple[int, int, str]] = {}
+    for one in found:
+        part = min(_MOST * one[0] // total, _MOST - 1)
+        if part not in chosen or one[1] <= chosen[part][1]:
+            chosen[part] = one
+    return [name for _, _, name in chosen.values()]
 
 
 def with_features(graph: GraphModule, shown: Mapping[str, Node]) -> GraphModule:

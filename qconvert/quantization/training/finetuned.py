@@ -23,8 +23,8 @@ OBSERVER = "finetune"
 
 @dataclass(frozen=True)
 class TrainedLayer:
-    """A layer's float32 weight, which lies on the steps of its int8 form, its float32 bias and its
-    weight scales (one for each output channel, or one)."""
+    """A layer's float32 weight and bias, and its weight scales (one for each output channel, or
+    one)."""
 
     weight: Tensor
     bias: Tensor

@@ -70,7 +70,10 @@ class Learner:
                 outputs, features = self._teacher(*self._placed(self._read(example.path, 0)))
                 for name, value in {**_floats(outputs), **features}.items():
                     sums.setdefault(name, []).append(float(value.double().square().mean()))
-        powers = {name: sum(found) / len(found) for name, found in sums.items()}
+        self.set_powers({name: sum(found) / len(found) for name, found in sums.items()})
+
+    def set_powers(self, powers: Mapping[str, float]) -> None:
+        """What the loss is measured in proportion to, by what `measure_powers` found."""
         self.loss = replace(self.loss, powers=powers)
 
     def load(self, examples: Sequence[Example], epoch: int) -> list[Group]:

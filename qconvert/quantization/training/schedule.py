@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from math import cos, pi
 
+# The share of the schedule in which the rate rises.
+_RISE = 0.05
+
 
 def ahead(progress: float, done: int, epochs: int, spent_s: float, budget_s: float | None) -> float:
     """How far the schedule is after the next epoch, from 0 to 1, when it is at `progress` after
@@ -24,9 +27,10 @@ def ahead(progress: float, done: int, epochs: int, spent_s: float, budget_s: flo
 
 
 def share(progress: float) -> float:
-    """Of the learning rate: a half cosine (Loshchilov and Hutter 2017, arXiv:1608.03983).
+    """Of the learning rate: a half cosine (Loshchilov and Hutter 2017, arXiv:1608.03983), after a
+    short rise, for Adam's first steps are of full size whatever they are worth.
 
-    >>> share(0.0), share(0.5), round(share(1.0), 9)
-    (1.0, 0.5000000000000001, 0.0)
+    >>> [round(share(progress), 6) for progress in (0.0, 0.05, 0.5, 1.0)]
+    [0.0, 0.993844, 0.5, 0.0]
     """
-    return 0.5 * (1.0 + cos(pi * progress))
+    return min(1.0, progress / _RISE) * 0.5 * (1.0 + cos(pi * progress))

@@ -27,16 +27,23 @@ State = dict[str, Tensor]
 class Student:
     """Learns a model's int8 weights, biases and weight scales, and the ranges of its tensors, from
     those of a plan on. A layer that is called at several places keeps its weight: its int8 forms
-    share one float weight. It shows the values named `features`."""
+    share one float weight. It shows the values named `features`. Unless it `rounds`, weights are
+    used as they are: the noise of rounded tensors teaches alone."""
 
     def __init__(
-        self, model: FusedModel, plan: Plan, features: Sequence[str], device: str = "cpu"
+        self,
+        model: FusedModel,
+        plan: Plan,
+        features: Sequence[str],
+        device: str = "cpu",
+        rounds: bool = True,
     ) -> None:
         if device != "cpu":  # the float layers of the model stay where they are
             model = replace(model, graph=copy.deepcopy(model.graph))
+        self.rounds = rounds
         marked, self._ranges = with_learned_ranges(plan)
         self._range_of = {name: held.observer for name, held in marked.tensors.items()}
-        target = Trainable(self._ranges, _called_once(model, plan))
+        target = Trainable(self._ranges, _called_once(model, plan), rounds)
         graph = lower(model, marked, target)
         shown = {name: target.values[name] for name in features}
         self._module = with_features(graph, shown).to(device)
@@ -70,7 +77,7 @@ class Student:
     def keep_within(self) -> None:
         """Takes back what the kernels could not compute; after each step."""
         for layer in self._layers.values():
-            if layer.growth.requires_grad:
+            if layer.learns and layer.rounds:
                 layer.keep_within()
         for each in self._ranges.values():
             each.keep_within()
@@ -87,14 +94,17 @@ class Student:
 
     @torch.no_grad()
     def finetuned(self) -> Finetuned:
-        """What was learned, as it is applied to a plan."""
-        layers = {
-            name: TrainedLayer(
-                layer.rounded_weight.cpu().contiguous(), layer.bias.cpu(), layer.scales.cpu()
-            )
-            for name, layer in self._layers.items()
-            if layer.growth.requires_grad
-        }
+        """What was learned, as it is applied to a plan; the weights lie on their steps if they were
+        rounded."""
+        layers = {}
+        for name, layer in self._layers.items():
+            if not layer.learns:
+                continue
+            if not layer.rounds:
+                layer.settle()
+            weight = layer.rounded_weight if layer.rounds else layer.weight
+            tensors = (weight.contiguous(), layer.bias, layer.scales)
+            layers[name] = TrainedLayer(*(tensor.detach().cpu() for tensor in tensors))
         ranges = {
             name: (float(own.scale), round(float(own.zero_point)))
             for name, own in ((n, self._ranges[r]) for n, r in self._range_of.items())
