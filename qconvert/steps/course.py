@@ -36,7 +36,7 @@ from qconvert.workspace import Workspace, write_atomically
 # Where each part goes on after it was interrupted; they are removed at the end.
 CHECKPOINTS = ("finetune.1.checkpoint", "finetune.2.checkpoint")
 # What is refined moves so much less.
-_REFINING = 0.1
+_REFINING = 0.02
 # Images that the loss is measured in proportion to.
 _MEASURED = 32
 
@@ -76,8 +76,8 @@ class Course:
         done, spent_s, form = 0, 0.0, self._begin
         ended: Ended = "epochs"
         if first:
-            found, ended, form = self._unrounded(first, before)
-            done, spent_s = len(found.history) - 1, _seconds(found)
+            found, ended, form, rounding_s = self._unrounded(first, before)
+            done, spent_s = len(found.history) - 1, _seconds(found) + rounding_s
         learner = self._learner(form, rounds=True)
         refined, again = self._refined(learner, form, section.epochs - first, spent_s)
         ended = again if section.epochs > first else ended
@@ -98,9 +98,9 @@ class Course:
         say(f"finetune: ended by {ended}: {training.line}")
         return training, learner.student.finetuned()
 
-    def _unrounded(self, epochs: int, before: HeldOut) -> tuple[Checkpoint, Ended, Form]:
-        """With weights as they are; then these are rounded together. Where that is no better than
-        the beginning, the rest goes on from there."""
+    def _unrounded(self, epochs: int, before: HeldOut) -> tuple[Checkpoint, Ended, Form, float]:
+        """With weights as they are; then these are rounded together, in so many seconds. Where that
+        is no better than the beginning, the rest goes on from there."""
         section, say = self._section, self._session.voice.say
         share = section.unrounded
         minutes = None if section.minutes is None else section.minutes * share
@@ -108,14 +108,14 @@ class Course:
         free = Form(self._base, self._begin.plan)
         learner = self._learner(free, rounds=False)
         found, ended = self._trained(learner, free, part, CHECKPOINTS[0], "weights not rounded")
-        form = Form(*with_finetuned(*free, learner.student.finetuned()))
-        form = self._rounded(form)
+        start = time.perf_counter()
+        form = self._rounded(Form(*with_finetuned(*free, learner.student.finetuned())))
         judged = self._learner(form, rounds=True).judge(self._held_out)
         say(f"finetune: weights rounded: held-out images: {judged.words}")
         if judged.rank(section.teacher) <= before.rank(section.teacher):
             say("finetune: no better than the plan, from which the rest goes on")
             form = self._begin
-        return found, ended, form
+        return found, ended, form, time.perf_counter() - start
 
     def _rounded(self, form: Form) -> Form:
         """With integers that are chosen together, if the qconfig allows it."""

@@ -1,7 +1,7 @@
 """Trains UnevenNet on Fashion-MNIST, then makes its channels uneven, and writes its state_dict.
 
-    apt-get install dataset-fashion-mnist
-    python -m sample_models.uneven.train build/uneven/weights.pt    # about a minute on one core
+apt-get install dataset-fashion-mnist
+python -m sample_models.uneven.train build/uneven/weights.pt    # about a minute on one core
 """
 
 import argparse

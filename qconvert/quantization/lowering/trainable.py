@@ -34,7 +34,7 @@ _ZERO_UNIT = 255.0
 # Channels whose products no longer fit into 16 bits get larger scales, by so much at a time.
 _COARSER = 0.01
 # What a scale changes at most by following its weight.
-_CHANGE, _TINY = 4.0, 1e-30
+_CHANGE, _TINY = 1e3, 1e-30
 # Biases are held in 32 bits.
 _LARGEST_BIAS = 2**31 - 1
 
@@ -93,7 +93,9 @@ class LearnedRange(nn.Module):
 
 class LearnedLayer(nn.Module):
     """A convolution or linear layer whose weight, bias and weight scales learn, if it `learns`.
-    Unless it `rounds`, its weight is used as it is, and its scales follow at the end."""
+    Unless it `rounds`, its weight is used as it is, and its scales follow at the end; then whole
+    channels grow or shrink, those that it returns and those that it reads: what a layer makes
+    larger, above the noise of its tensor, the next can make smaller."""
 
     begin_weight: Tensor
     begin_bias: Tensor
@@ -120,6 +122,11 @@ class LearnedLayer(nn.Module):
         self.growth = nn.Parameter(
             torch.zeros_like(self.begin_scales), requires_grad=learns and rounds
         )
+        gains = torch.zeros_like(weight[:1])
+        gains = (
+            gains if weight.dim() == 2 else gains.flatten(2)[..., :1].view(1, -1, *self._axes[2:])
+        )
+        self.reading = nn.Parameter(gains, requires_grad=learns and not rounds)
         self.bias_steps = nn.Parameter(torch.zeros_like(bias), requires_grad=learns)
         narrow = layer.operator.lowering is not None and overflows_with_vnni(
             module, layer.operator.lowering, params.scheme
@@ -135,13 +142,17 @@ class LearnedLayer(nn.Module):
     def bias(self) -> Tensor:
         """float32, before it is rounded."""
         unit = self._bias_unit * self.begin_scales * self._x_range[0].begin
-        return self.begin_bias + unit * self.bias_steps
+        bias = self.begin_bias + unit * self.bias_steps
+        return bias if self.rounds else bias * self.growth.exp()
 
     @property
     def weight(self) -> Tensor:
         """float32, before it is rounded."""
         unit = self._weight_unit * self.begin_scales.view(self._axes)
-        return self.begin_weight + unit * self.steps
+        weight = self.begin_weight + unit * self.steps
+        if self.rounds:
+            return weight
+        return weight * (self.growth.view(self._axes) + self.reading).exp()
 
     @property
     def rounded_weight(self) -> Tensor:
@@ -183,19 +194,23 @@ class LearnedLayer(nn.Module):
             over = ~fits_in_pairs(self._integers(), *self._pairs)
             if not over.any():
                 break
-            self.growth += _COARSER * (over if len(self.growth) > 1 else 1.0)
+            self.growth.add_(_COARSER * (over if len(self.growth) > 1 else over.any()))
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Lets the scales of a weight that was not rounded follow its size."""
-        before, now = (
-            weight.abs().flatten(1).amax(1) for weight in (self.begin_weight, self.weight)
-        )
+    def settled(self) -> Tensor:
+        """The weight that was not rounded; from here on it is, with scales that follow its
+        size."""
+        weight, bias = self.weight, self.bias
+        before, now = (x.abs().flatten(1).amax(1) for x in (self.begin_weight, weight))
+        self.begin_weight, self.begin_bias, self.rounds = weight, bias, True
+        for learned in (self.steps, self.bias_steps, self.reading):
+            learned.zero_()
         if len(self.growth) == 1:
             before, now = before.max().reshape(1), now.max().reshape(1)
         ratio = now.clamp(min=_TINY) / before.clamp(min=_TINY)
         self.growth.copy_(ratio.clamp(1 / _CHANGE, _CHANGE).log())
         self.keep_within()
+        return weight
 
     def _integers(self) -> Tensor:
         scales = self.scales.view(self._axes)

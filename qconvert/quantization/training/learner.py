@@ -96,7 +96,8 @@ class Learner:
         for group in groups:
             inputs = self._placed(group.inputs)
             labels = None if group.labels is None else group.labels.to(self._device)
-            wanted, wanted_features = {}, {}
+            wanted: Mapping[str, Tensor] = {}
+            wanted_features: Mapping[str, Tensor] = {}
             if self.loss.teaches:
                 with torch.no_grad():
                     result, wanted_features = self._teacher(*inputs)

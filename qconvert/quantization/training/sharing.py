@@ -11,10 +11,14 @@ from qconvert.quantization.plan import Plan
 
 def with_learned_ranges(plan: Plan) -> tuple[Plan, dict[str, LearnedRange]]:
     """The plan whose tensors name, as their observer, the range that rounds them, and the ranges by
-    these names. Two tensors that happen to be held alike have two."""
+    these names. Two tensors that happen to be held alike have two.
+
+    The model's inputs keep theirs: they end at black and white, and what a step makes of a whole
+    black background jumps as the range learns."""
     operators = [o for o in plan.operators if o.precision == "int8"]
     groups = DisjointSet(plan.tensors)
-    fixed, bounds = set[str](), dict[str, float]()
+    made = {o.value for o in plan.operators}
+    fixed, bounds = {name for name in plan.tensors if name not in made}, dict[str, float]()
     for operator in operators:
         value = operator.value
         if operator.kind in rules.SAME_RANGE:

@@ -47,9 +47,8 @@ class Student:
         graph = lower(model, marked, target)
         shown = {name: target.values[name] for name in features}
         self._module = with_features(graph, shown).to(device)
-        self._layers: dict[str, LearnedLayer] = {
-            layer.operator.node: graph.get_submodule(path) for path, layer in target.layers.items()
-        }  # type: ignore[assignment]
+        found = {o.operator.node: graph.get_submodule(path) for path, o in target.layers.items()}
+        self._layers = {n: layer for n, layer in found.items() if isinstance(layer, LearnedLayer)}
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         """What the model returns, and the features."""
@@ -64,8 +63,8 @@ class Student:
 
     @property
     def scales(self) -> list[nn.Parameter]:
-        """Logarithms of weight scales and ranges, and zero points, that learn."""
-        found = [layer.growth for layer in self._layers.values()]
+        """Logarithms of weight scales, of the sizes of channels and of ranges; zero points."""
+        found = [p for x in self._layers.values() for p in (x.growth, x.reading)]
         found += [p for x in self._ranges.values() for p in (x.growth, x.shift)]
         return [parameter for parameter in found if parameter.requires_grad]
 
@@ -95,14 +94,12 @@ class Student:
     @torch.no_grad()
     def finetuned(self) -> Finetuned:
         """What was learned, as it is applied to a plan; the weights lie on their steps if they were
-        rounded."""
+        rounded. If they were not, the student rounds from here on."""
         layers = {}
         for name, layer in self._layers.items():
             if not layer.learns:
                 continue
-            if not layer.rounds:
-                layer.settle()
-            weight = layer.rounded_weight if layer.rounds else layer.weight
+            weight = layer.rounded_weight if layer.rounds else layer.settled()
             tensors = (weight.contiguous(), layer.bias, layer.scales)
             layers[name] = TrainedLayer(*(tensor.detach().cpu() for tensor in tensors))
         ranges = {
