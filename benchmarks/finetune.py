@@ -33,7 +33,7 @@ from qconvert.steps.session import Session
 BUILD = ROOT / "build/finetune"
 MINUTES = 15
 # Of UnevenNet: channels grow by factors, for which the usual rate has too few steps.
-UNEVEN = ("finetune.scale_learning_rate=0.01", "finetune.batch_size=16", "finetune.epochs=16")
+UNEVEN = ("finetune.channel_learning_rate=0.01", "finetune.batch_size=16", "finetune.epochs=20")
 
 
 def main() -> None:

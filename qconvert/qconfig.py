@@ -450,6 +450,11 @@ class FinetuneSection(Section):
     scale_learning_rate: Positive = Field(
         0.001, description="of weight scales and of ranges, as a share of them; falls likewise"
     )
+    channel_learning_rate: Positive = Field(
+        0.0002,
+        description="of the sizes of whole channels, as a share of them, while weights are not "
+        "rounded; more (0.01) where channels of a tensor differ in size by far",
+    )
     unrounded: Fraction = Field(
         0.75,
         description="share of the training in which tensors are rounded and weights are not; then "

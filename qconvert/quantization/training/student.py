@@ -62,16 +62,22 @@ class Student:
         return [parameter for parameter in of_layers if parameter.requires_grad]
 
     @property
+    def channels(self) -> list[nn.Parameter]:
+        """Logarithms of the sizes of channels that learn, while weights are not rounded."""
+        free = [layer for layer in self._layers.values() if layer.learns and not self.rounds]
+        return [parameter for layer in free for parameter in (layer.growth, layer.reading)]
+
+    @property
     def scales(self) -> list[nn.Parameter]:
-        """Logarithms of weight scales, of the sizes of channels and of ranges; zero points."""
-        found = [p for x in self._layers.values() for p in (x.growth, x.reading)]
+        """Logarithms of weight scales, if weights are rounded, and of ranges; zero points."""
+        found = [layer.growth for layer in self._layers.values() if self.rounds]
         found += [p for x in self._ranges.values() for p in (x.growth, x.shift)]
         return [parameter for parameter in found if parameter.requires_grad]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All that learn, always in the same order."""
-        return [*self.weights, *self.scales]
+        return [*self.weights, *self.scales, *self.channels]
 
     def keep_within(self) -> None:
         """Takes back what the kernels could not compute; after each step."""

@@ -68,6 +68,7 @@ class Trainer:
             [
                 {"params": self._student.weights, "rate": section.learning_rate},
                 {"params": self._student.scales, "rate": section.scale_learning_rate},
+                {"params": self._student.channels, "rate": section.channel_learning_rate},
             ],
             weight_decay=0.0,
         )

@@ -152,3 +152,46 @@ def test_features_are_narrow_places(converted) -> None:
     assert list(features) == names
     inside = {o.value for o in found.plan.operators if o.name in ("conv1", "conv2")}
     assert not inside & set(names)
+
+
+@pytest.mark.parametrize(
+    "network", [networks.plain, networks.wide_depthwise, networks.OneDimension]
+)
+def test_weights_that_were_not_rounded_are_rounded_with_scales_of_their_size(
+    network: Callable[[], nn.Module], converted
+) -> None:
+    """Channels have grown by up to 2.7: the scales follow, so nothing is cut off."""
+    found = converted(network)
+    student = Student(found.fused, found.plan, [], rounds=False)
+    state = student.state()
+    learned = len(student.weights)
+    student.load([*state[:learned], *(torch.rand(x.shape) for x in state[learned:])])
+    student.keep_within()
+    with torch.no_grad():
+        free, _ = student(found.images)
+        model, plan = with_finetuned(found.fused, found.plan, student.finetuned())
+        rounded, _ = student(found.images)
+        simulated = lower(model, plan, Simulated())(found.images)
+    size = float(free.abs().max())
+    assert torch.allclose(simulated, rounded, rtol=0, atol=1e-5 * size)
+    assert torch.allclose(rounded, free, rtol=0, atol=0.1 * size)
+    for before, after in zip(found.plan.operators, plan.operators, strict=True):
+        if before.weight is not None:
+            pairs = zip(after.weight.scales, before.weight.scales, strict=True)
+            assert max(now / then for now, then in pairs) > 1.3
+
+
+def test_inputs_of_the_model_keep_their_range(converted) -> None:
+    found = converted(networks.plain)
+    student = Student(found.fused, found.plan, [])
+    shaken(student, 0.1)
+    _, plan = with_finetuned(found.fused, found.plan, student.finetuned())
+    made = {o.value for o in plan.operators}
+    (own,) = (name for name in plan.tensors if name not in made)
+    assert plan.tensors[own] == found.plan.tensors[own]
+    changed = [
+        name
+        for name in made & plan.tensors.keys()
+        if plan.tensors[name] != found.plan.tensors[name]
+    ]
+    assert changed
