@@ -86,6 +86,7 @@ _COMMANDS = {
     "fuse": "Fold batch norms, pair activations, and prove the result equal to the original.",
     "calibrate": "Stream the images once and keep the distribution of every tensor.",
     "convert": "Choose ranges, plan, lower to int8, save TorchScript, verify in a fresh process.",
+    "finetune": "Train the model in int8, with labels or without, then convert it.",
 }
 
 

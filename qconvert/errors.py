@@ -264,6 +264,14 @@ class FusionError(ConversionError):
     remedy = "list the modules that may be fused in `fuse.modules`, or report this as a bug"
 
 
+class TrainingError(ConversionError):
+    """The model cannot be fine-tuned: its code is kept as it is written in places, nothing in it is
+    int8 with fixed ranges, or there are too few images to train with and to judge by."""
+
+    name = "training"
+    remedy = "see docs/finetune.md for what can be trained; `qconvert convert` works without"
+
+
 class VerificationError(ConversionError):
     """The int8 file does not run in a fresh process, or its answers are not those of the model
     that was saved, or not what its plan predicts. Such a file is not kept."""

@@ -406,6 +406,72 @@ class RecoverySection(Section):
     )
 
 
+class AugmentationSection(Section):
+    """What is done to images as training reads them, anew in each epoch, before `data.preprocess`
+    or `data.transform`."""
+
+    flip: Annotated[bool, Field(strict=True)] = Field(
+        True, description="half of the images are mirrored, left to right"
+    )
+    crop: Share = Field(
+        0.4,
+        description="a part of the image is cut out and made as large as the image: of its "
+        "area at least this share; 1: all of it",
+    )
+    color: Fraction = Field(
+        0.2, description="brightness, contrast and saturation are changed by at most this share"
+    )
+
+
+class FinetuneSection(Section):
+    """`qconvert finetune`: quantization-aware training ([finetune.md](finetune.md)). Training ends
+    with the epochs, the minutes or the patience, whichever comes first."""
+
+    apply: Annotated[Literal["on", "off"], BeforeValidator(_as_word)] = Field(
+        "on", description="`off`: `convert` leaves out what was trained"
+    )
+    teacher: Literal["float", "labels", "both"] = Field(
+        "float",
+        description="`float`: the float model's outputs and values inside, which needs images "
+        "only; `labels`: classes, by `data.labels`; or both together",
+    )
+    images: Path | None = Field(
+        None, description="folder of images to train with (default: those of calibration)"
+    )
+    epochs: Count = Field(40, description="at most so many passes over the images")
+    minutes: Positive | None = Field(15.0, description="at most so long; null: however long")
+    patience: Count | None = Field(
+        None, description="ends after so many epochs without a better one on held-out images"
+    )
+    batch_size: Count = Field(8, description="images for each step")
+    learning_rate: Positive = Field(
+        0.01, description="of weights and biases, in steps of int8; falls to zero as a cosine"
+    )
+    scale_learning_rate: Positive = Field(
+        0.001, description="of weight scales and of ranges, as a share of them; falls likewise"
+    )
+    channel_learning_rate: Positive = Field(
+        0.0002,
+        description="of the sizes of whole channels, as a share of them, while weights are not "
+        "rounded; more (0.01) where channels of a tensor differ in size by far",
+    )
+    unrounded: Fraction = Field(
+        0.75,
+        description="share of the training in which tensors are rounded and weights are not; then "
+        "their integers are chosen together, and the rest of the training refines them",
+    )
+    features: Annotated[float, Field(ge=0, strict=True), AfterValidator(_finite)] = Field(
+        1.0, description="how much values inside of the float model count beside its outputs"
+    )
+    held_out: Annotated[float, Field(gt=0, le=0.5, strict=True)] = Field(
+        0.125, description="share of the images that judge each epoch and are not trained with"
+    )
+    augmentation: AugmentationSection = AugmentationSection()
+    seed: Annotated[int, Field(ge=0, strict=True)] = Field(
+        0, description="draws the order of the images and their changes"
+    )
+
+
 _LABELS_FOR = {
     "classes": "classes: data.labels as `folders` or a CSV file, and no benchmark.decoder",
     "texts": "texts: a CSV file as data.labels, and benchmark.decoder",
@@ -474,6 +540,7 @@ class QConfig(Section):
     calibration: CalibrationSection = CalibrationSection()
     quantization: QuantizationSection = QuantizationSection()
     recovery: RecoverySection = RecoverySection()
+    finetune: FinetuneSection = FinetuneSection()
     benchmark: BenchmarkSection = BenchmarkSection()
     budgets: BudgetSection = BudgetSection()
     output: Path = Field(description="folder of everything that is written")
@@ -488,6 +555,10 @@ class QConfig(Section):
     @model_validator(mode="after")
     def _measurable(self) -> QConfig:
         kind, names = self.label_kind, self.benchmark.metrics
+        if self.finetune.teacher != "float" and kind != "classes":
+            raise ValueError(
+                f"finetune.teacher: {self.finetune.teacher} needs {_LABELS_FOR['classes']}"
+            )
         if self.benchmark.decoder is not None and kind not in ("texts", "none"):
             raise ValueError(
                 "benchmark.decoder makes texts: let data.labels be a CSV file with the right "

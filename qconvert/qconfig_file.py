@@ -21,13 +21,14 @@ PATH_KEYS = (
     ("data", "calibration"),
     ("data", "evaluation"),
     ("data", "classes"),
+    ("finetune", "images"),
     ("output",),
 )
 LABELS_KEY = ("data", "labels")
 METRICS_KEY = ("benchmark", "metrics")
 CALLABLE_KEYS = (("model", "source"), ("data", "transform"), ("benchmark", "decoder"))
 # What must be there before the slow work starts.
-FOLDERS = (("data", "calibration"), ("data", "evaluation"))
+FOLDERS = (("data", "calibration"), ("data", "evaluation"), ("finetune", "images"))
 FILES = (("model", "checkpoint"), ("data", "classes"))
 
 

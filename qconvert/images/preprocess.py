@@ -21,6 +21,8 @@ from qconvert.user_code import guarded
 
 # The inputs of a model for one image, or for several: each tensor's first axis is of images.
 Inputs = tuple[Tensor, ...]
+# What is done to an image, a PIL image or a tensor, as it is decoded: the same kind comes back.
+Change = Callable[[Any], Any]
 # How far from an integer a pixel may be that was stored as one: float32 divided and multiplied.
 _WHOLE = 1e-3
 
@@ -37,8 +39,8 @@ def shapes_of(inputs: Sequence[Tensor]) -> str:
 class Reader(Protocol):
     """The way from a file to the model's inputs, the same in calibration and evaluation."""
 
-    def __call__(self, path: Path) -> Inputs:
-        """One image, each tensor (1, …). Raises BadImageError or TransformError."""
+    def __call__(self, path: Path, change: Change | None = None) -> Inputs:
+        """One image, changed if so, each tensor (1, …). Raises BadImageError or TransformError."""
         ...
 
     def size(self, path: Path) -> tuple[int, int] | None:
@@ -62,12 +64,13 @@ class Preprocessed:
     steps: Preprocess
     as_pixels: bool = False
 
-    def __call__(self, path: Path) -> Inputs:
+    def __call__(self, path: Path, change: Change | None = None) -> Inputs:
         """See `Reader`."""
         steps = self.steps
         image = decode(path, steps.channels, steps.exif)
         if self.as_pixels and isinstance(image, Tensor):
             image = _whole_pixels(image, path)
+        image = image if change is None else change(image)
         mode = InterpolationMode(steps.interpolation)
         if isinstance(image, Tensor) and mode is InterpolationMode.NEAREST:
             mode = InterpolationMode.NEAREST_EXACT  # as Pillow's
@@ -128,9 +131,10 @@ class Transformed:
     function: Callable[..., Any]
     pixel_channels: int | None = None
 
-    def __call__(self, path: Path) -> Inputs:
+    def __call__(self, path: Path, change: Change | None = None) -> Inputs:
         """See `Reader`."""
         image = picture(path)
+        image = image if change is None else change(image)
         # Pillow itself sets it only on images that it has opened.
         setattr(image, "filename", str(path))  # noqa: B010
         with guarded(f"{path.name}: calling it", TransformError, "data.transform"):

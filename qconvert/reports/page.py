@@ -42,6 +42,7 @@ from qconvert.reports.tables import (
     share,
     size_table,
     threads,
+    training_table,
 )
 
 # Pictures of images whose answer changed; a page with thousands would not open.
@@ -113,6 +114,7 @@ def sections(material: Material) -> list[Section]:
         sensitivity,
         size,
         recovery,
+        training,
         plan,
         settings,
     )
@@ -252,6 +254,14 @@ def recovery(material: Material) -> Section | None:
     if not material.report.recovery:
         return None
     return Section("recovery", "Recovery", (recovery_table(material.report.recovery),))
+
+
+def training(material: Material) -> Section | None:
+    """How the model was trained in int8, if it was."""
+    if material.report.finetune is None:
+        return None
+    table = training_table(material.report.finetune)
+    return Section("training", table.title, (table,))
 
 
 def plan(material: Material) -> Section:

@@ -12,6 +12,7 @@ from qconvert.measurement.latency import Latency
 from qconvert.qconfig import BudgetSection
 from qconvert.quantization.audit.record import Audit
 from qconvert.quantization.recovery.trial import Trial
+from qconvert.quantization.training.history import Training
 from qconvert.records import Record
 
 
@@ -85,8 +86,9 @@ class Report(Record):
     written, and `parts_sqnr_db` is the SQNR of what the converted parts return, each on the inputs
     that it has in the float model. `fewer_bits` are the layers that gave up bits for CPUs without
     VNNI, `verified_isa` the SQNR in dB on each class of CPUs as the file was made, `recovery` what
-    each method of recovery did, `classes` what was measured on the classes that were asked for, and
-    `audit` what the calibration images are worth.
+    each method of recovery did, `finetune` how the model was trained in int8 (None: it was not),
+    `classes` what was measured on the classes that were asked for, and `audit` what the calibration
+    images are worth.
     """
 
     version: Literal[2] = 2
@@ -104,6 +106,7 @@ class Report(Record):
     fewer_bits: tuple[GivenUp, ...] = ()
     verified_isa: dict[str, float | None] = Field(default_factory=dict)
     recovery: tuple[Trial, ...] = ()
+    finetune: Training | None = None
     classes: tuple[OnClass, ...] = ()
     audit: Audit | None = None
     notes: tuple[str, ...]

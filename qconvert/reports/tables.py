@@ -12,6 +12,7 @@ from qconvert.measurement.latency import Latency, Timing
 from qconvert.measurement.statistics import Interval
 from qconvert.quantization.audit.record import Audit
 from qconvert.quantization.recovery.trial import Trial
+from qconvert.quantization.training.history import HeldOut, Training
 from qconvert.reports.record import OnClass, Report
 
 # Rows of a table of classes, and of one of images.
@@ -45,6 +46,8 @@ def all_tables(report: Report) -> list[Table]:
     tables += exception_tables(report)
     if report.recovery:
         tables.append(recovery_table(report.recovery))
+    if report.finetune is not None:
+        tables.append(training_table(report.finetune))
     if report.audit is not None:
         tables.append(audit_table(report.audit))
     if report.classes:
@@ -96,6 +99,47 @@ def audit_table(audit: Audit) -> Table:
     )
     return Table(
         f"The {audit.images:,} calibration images", ("", "verdict", "found"), rows, words=True
+    )
+
+
+def training_table(training: Training) -> Table:
+    """What fine-tuning gained, in simulation."""
+
+    def row(name: str, epoch: int, found: HeldOut) -> tuple[str, ...]:
+        shares = (found.agreement, found.top1)
+        cells = ("" if value is None else f"{value:.4f}" for value in shares)
+        return name, str(epoch), f"{found.sqnr_db:.1f} dB", *cells
+
+    teacher = {"both": "labels and float"}.get(training.teacher, training.teacher)
+    return Table(
+        f"Fine-tuning, on {training.after.images} held-out images",
+        ("", "epoch", "SQNR", "same answer as float", "right"),
+        (
+            row("before", 0, training.before),
+            row("after", training.best_epoch, training.after),
+        ),
+        f"{training.epochs} epochs of {training.images} images in {training.seconds:.0f} s, "
+        f"ended by {training.ended}; teacher: {teacher}",
+    )
+
+
+def before_and_after_table(before: Comparison, after: Comparison) -> Table:
+    """Accuracy on the evaluation images before and after fine-tuning."""
+    rows = []
+    for first, second in zip(before.metrics, after.metrics, strict=True):
+        values = (first.reference, first.measured, second.measured)
+        rows.append((metric_name(first.name), *(_with_interval(v, "{:.4f}", "") for v in values)))
+    for name, form, field in (
+        ("same answer as float", "{:.4f}", "agreement"),
+        ("cosine with float", "{:.5f}", "cosine"),
+        ("SQNR of the outputs, dB", "{:.1f}", "sqnr_db"),
+    ):
+        pair = getattr(before, field), getattr(after, field)
+        if None not in pair:
+            rows.append((name, "", *(_with_interval(v, form, "") for v in pair)))
+    columns = ("", "float", "int8 before (simulated)", "int8 after")
+    return Table(
+        f"Fine-tuning, on {after.images:,} evaluation images (95 % intervals)", columns, tuple(rows)
     )
 
 

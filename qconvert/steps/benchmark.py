@@ -14,6 +14,7 @@ from qconvert.measurement.latency import Latency, measure, thread_counts
 from qconvert.qconfig_file import with_relative_paths
 from qconvert.quantization.lowering.coverage import Coverage
 from qconvert.quantization.recovery.trial import Trial
+from qconvert.quantization.training.history import Training
 from qconvert.reports.markdown import to_markdown
 from qconvert.reports.plots import automation_svg
 from qconvert.reports.record import (
@@ -70,6 +71,7 @@ def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
     others = on_classes(session, workspace.path(INT8), classes)
     size, coverage = size_of(converted), coverage_of(converted)
     budgets = check_budgets(config.budgets, accuracy, latency[0], size, coverage)
+    trained = converted["finetune"]
     report = Report(
         name=session.config_path.stem,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -85,6 +87,7 @@ def make_report(session: Session, classes: Sequence[str] = ()) -> Report:
         fewer_bits=tuple(GivenUp(**layer) for layer in converted["fewer_bits"]),
         verified_isa=converted["verified_isa"],
         recovery=tuple(Trial(**trial) for trial in converted["recovery"]),
+        finetune=None if trained is None else Training.model_validate(trained),
         classes=others,
         audit=None if audit is None else audit.model_copy(update={"rows": ()}),
         notes=tuple(notes(session, converted, accuracy, latency)),

@@ -28,7 +28,9 @@ from qconvert.quantization.lowering.targets import Int8, Simulated
 from qconvert.quantization.lowering.verification import Verification, verify
 from qconvert.quantization.plan import FewerBits, Plan
 from qconvert.quantization.recovery.trial import Trial
+from qconvert.quantization.training.history import Training
 from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration
+from qconvert.steps.finetune import finetuned, training_facts
 from qconvert.steps.fuse import FUSED, check_same_weights, fused_digest
 from qconvert.steps.judging import judge, what_judges
 from qconvert.steps.measured import FLOAT, Measured, measured
@@ -70,6 +72,7 @@ def make_int8(session: Session) -> dict[str, Any]:
     for note in plan.notes:
         session.voice.say(f"convert: {note}")
     corrected, plan, trials = recovered(session, plan)
+    corrected, plan, training = finetuned(session, corrected, plan)
     with session.voice.busy("lowering to int8"):
         model = lower(corrected, plan, Int8(plan))
         script = _scripted(session, model)
@@ -89,6 +92,7 @@ def make_int8(session: Session) -> dict[str, Any]:
         "verified_isa": verified,
         "fewer_bits": _fewer_bits(plan),
         "recovery": _recovery(trials, exclude={"seconds"}),
+        "finetune": _training(training, exclude={"seconds"}),
     }
     file = torchscript.to_bytes(script, {MANIFEST: json.dumps(manifest, indent=1)})
     # Kept code is compared as TorchScript runs it: Python may round otherwise and choose others.
@@ -102,6 +106,7 @@ def make_int8(session: Session) -> dict[str, Any]:
         "needs": list(torchscript.needs(script)),
         "verified_isa": verified,
         "recovery": _recovery(trials),
+        "finetune": _training(training),
         "kept": [kept.model_dump() for kept in plan.kept],
         "parts_sqnr_db": parts_sqnr,
     }
@@ -144,6 +149,13 @@ def _fewer_bits(plan: Plan) -> list[dict[str, str]]:
 def _recovery(trials: Sequence[Trial], exclude: set[str] | None = None) -> list[dict[str, Any]]:
     """What each method of recovery did."""
     return [trial.model_dump(mode="json", exclude=exclude) for trial in trials]
+
+
+def _training(training: Training | None, exclude: set[str] | None = None) -> dict[str, Any] | None:
+    """How the model was trained, if what was learned is in it."""
+    if training is None or not training.kept:
+        return None
+    return training.model_dump(mode="json", exclude=exclude)
 
 
 def simulate(model: FusedModel, plan: Plan) -> Callable[..., Any]:
@@ -276,7 +288,10 @@ def _what_made_it(session: Session) -> dict[str, Any]:
     """The settings that the file depends on; those of reports and places are left out."""
     tree = with_relative_paths(session.config, session.config_path.resolve().parent)
     del tree["calibration"]["batch_size"]
-    return {k: v for k, v in tree.items() if k not in ("benchmark", "budgets", "output")}
+    left_out = {"benchmark", "budgets", "output"}
+    if training_facts(session) is None:
+        left_out.add("finetune")
+    return {k: v for k, v in tree.items() if k not in left_out}
 
 
 def _inputs(session: Session, other_size: OtherSize | None) -> list[dict[str, Any]]:
@@ -354,5 +369,6 @@ def _key(
             # What the manifest tells.
             "checkpoint": checkpoint_digest(config.model.checkpoint),
             "qconfig": _what_made_it(session),
+            "finetune": training_facts(session),
         }
     )

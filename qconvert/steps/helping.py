@@ -12,14 +12,19 @@ from qconvert import torchscript
 from qconvert.errors import QConvertError
 from qconvert.qconfig import QConfig
 from qconvert.quantization.calibration import lend_calibration
+from qconvert.quantization.recovery.corrected import with_corrections
+from qconvert.quantization.training.learner import Learner
 from qconvert.ranks.team import Helper, Over
 from qconvert.ranks.watch import End
 from qconvert.steps.agreement import facts
 from qconvert.steps.calibrate import split_of
 from qconvert.steps.convert import simulate
 from qconvert.steps.judging import lend_judging
+from qconvert.steps.learning import learner_of, lend_step
+from qconvert.steps.measured import measured
 from qconvert.steps.readable import Skipped
-from qconvert.steps.requests import Calibrating, Judging, Kept, Recipe
+from qconvert.steps.recovery import corrections_of
+from qconvert.steps.requests import Calibrating, Judging, Kept, Learning, Recipe, Step
 from qconvert.steps.same_model import model_facts
 from qconvert.steps.session import Session
 from qconvert.steps.voice import Silent
@@ -27,24 +32,30 @@ from qconvert.steps.voice import Silent
 
 @dataclass(frozen=True)
 class _Share:
-    """What a rank has: its session, and the files that it was given, by digest. `told` is what
-    rank 0 skips, before the session asks for it."""
+    """What a rank has: its session, the files that it was given, by digest, and the learner that it
+    made last. `told` is what rank 0 skips, before the session asks for it."""
 
     session: Session
     helper: Helper
     told: set[Skipped] = field(default_factory=set)
     files: dict[str, bytes] = field(default_factory=dict)
+    learners: list[Learner] = field(default_factory=list)
 
     def do(self, request: Any) -> None:
         """Answers one request."""
         if isinstance(request, Kept):
             self.files[request.digest] = request.content
             return
+        if isinstance(request, Step):
+            lend_step(self.learners[-1], request, self.helper)
+            return
         self.told.update(request.skipped)
         if isinstance(request, Calibrating):
             self._calibrate(request)
         elif isinstance(request, Judging):
             self._judge(request)
+        elif isinstance(request, Learning):
+            self._learn(request)
 
     def _calibrate(self, request: Calibrating) -> None:
         session, section = self.session, self.session.config.calibration
@@ -65,6 +76,17 @@ class _Share:
         original = torchscript.load(self.files[request.original])
         model = self._made(request.recipe)
         lend_judging(self.session, original, model, request.fused, self.helper)
+
+    def _learn(self, request: Learning) -> None:
+        session = self.session
+        self.helper.give(model_facts(session))
+        teacher = session.equalized if request.equalized else session.fused
+        corrections = corrections_of(self.files[request.weights])
+        model, plan = with_corrections(teacher, request.plan, corrections)
+        seen = measured(request.fused)
+        learner = learner_of(session, teacher, model, plan, seen, request.rounds)
+        learner.set_powers(request.powers)
+        self.learners[:] = [learner]
 
     def _made(self, recipe: Recipe) -> Callable[..., Any]:
         if recipe.file is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,25 @@ from qconvert import torchscript
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.latency import Latency, measure
 from qconvert.quantization.recovery.trial import Trial
+from qconvert.quantization.training.history import Training
 from qconvert.reports.analysis import analysis_lines, analysis_table
 from qconvert.reports.inspection_pictures import file_picture, forecast_picture
 from qconvert.reports.inspection_tables import file_lines, file_tables, forecast_tables
 from qconvert.reports.record import FloatOperator, Report
-from qconvert.reports.tables import Table, accuracy_tables, all_tables, latency_tables, megabytes
+from qconvert.reports.tables import (
+    Table,
+    accuracy_tables,
+    all_tables,
+    before_and_after_table,
+    latency_tables,
+    megabytes,
+)
 from qconvert.starter import TODO, Request
 from qconvert.steps import analyze as analyze_step
 from qconvert.steps import benchmark as benchmark_step
 from qconvert.steps import calibrate as calibrate_step
 from qconvert.steps import convert as convert_step
+from qconvert.steps import finetune as finetune_step
 from qconvert.steps import fuse as fuse_step
 from qconvert.steps.auditing import PICTURE as AUDIT_PICTURE
 from qconvert.steps.auditing import audit_lines, recorded_audit
@@ -208,6 +217,7 @@ def run_convert(session: Session) -> Outcome:
         f"{verification['largest_difference']:.1e} of the largest output",
         _size_line(record),
         *trial_lines([Trial.model_validate(trial) for trial in record["recovery"]]),
+        *_training_lines(record["finetune"]),
         *fuse_step.kept_lines(session.workspace.read(fuse_step.RECORD) or {}),
         *_fewer_bits(record),
         *_in_float(coverage.in_float),
@@ -217,6 +227,27 @@ def run_convert(session: Session) -> Outcome:
     tables = (*accuracy_tables(accuracy, "int8"), *latency_tables(latency))
     return _outcome(
         session, "convert", lines, tables, names, "benchmark", record, accuracy, latency
+    )
+
+
+def run_finetune(session: Session) -> Outcome:
+    """Trains, converts, and shows what `convert` does beside what was there before."""
+    record = finetune_step.make_finetuned(session)
+    # What was made again on the way is not made a third time.
+    converted = run_convert(replace(session, force=False))
+    before = Comparison.model_validate(record["before"])
+    after = Comparison.model_validate(converted.data["accuracy"])
+    tables = (before_and_after_table(before, after), *converted.tables)
+    training = Training.model_validate(record["training"])
+    lines = () if training.kept else (f"finetune: {training.line}",)
+    names = (finetune_step.WEIGHTS, finetune_step.RECORD)
+    return replace(
+        converted,
+        command="finetune",
+        lines=(*lines, *converted.lines),
+        tables=tables,
+        files=(*(session.workspace.path(name) for name in names), *converted.files),
+        data={**converted.data, "finetune": record},
     )
 
 
@@ -279,6 +310,10 @@ def _outcome(
         following,
         {"record": record, **figures},
     )
+
+
+def _training_lines(training: dict[str, Any] | None) -> list[str]:
+    return [] if training is None else [f"finetune: {Training.model_validate(training).line}"]
 
 
 def _fewer_bits(record: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from safetensors.torch import load, save
@@ -41,21 +41,23 @@ def recovered(session: Session, plan: Plan) -> Recovered:
         found, trials = recover(
             session.fused, model, plan, *session.recovery_inputs, section, session.voice.progress
         )
-        write_atomically(session.workspace.path(WEIGHTS), _bytes(found))
+        write_atomically(session.workspace.path(WEIGHTS), bytes_of(found))
         content = {"trials": [trial.model_dump() for trial in trials]}
         record = session.workspace.write_record(RECORD, key, (WEIGHTS,), content)
-    corrections = _read(session.workspace.path(WEIGHTS).read_bytes())
+    corrections = corrections_of(session.workspace.path(WEIGHTS).read_bytes())
     trials = tuple(map(Trial.model_validate, record["trials"]))
     return Recovered(*with_corrections(model, plan, corrections), (*before, *trials))
 
 
-def _bytes(found: dict[str, Corrected]) -> bytes:
+def bytes_of(found: Mapping[str, Corrected]) -> bytes:
+    """What `recovery.safetensors` holds."""
     arrays = {f"{name}.weight": layer.weight.contiguous() for name, layer in found.items()}
     arrays |= {f"{name}.bias": x.bias for name, x in found.items() if x.bias is not None}
     return save(arrays)
 
 
-def _read(content: bytes) -> dict[str, Corrected]:
+def corrections_of(content: bytes) -> dict[str, Corrected]:
+    """What is in `recovery.safetensors`."""
     arrays = load(content)
     names = [name.removesuffix(".weight") for name in arrays if name.endswith(".weight")]
     return {name: Corrected(arrays[f"{name}.weight"], arrays.get(f"{name}.bias")) for name in names}

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from qconvert.quantization.plan import Plan
+from qconvert.quantization.training.learner import Example
 from qconvert.ranks.team import First
 from qconvert.steps.readable import Skipped
 
@@ -47,6 +50,30 @@ class Judging:
     fused: dict[str, Any]
     original: str
     recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The student and its teacher, that each rank makes of the fused model, `equalized` or not: the
+    student with the weights in the file of digest `weights` by the `plan`, which it `rounds` or
+    not. `powers` are what losses are measured in proportion to, `fused` is the record of `fuse`."""
+
+    skipped: frozenset[Skipped]
+    fused: dict[str, Any]
+    plan: Plan
+    weights: str
+    equalized: bool
+    rounds: bool
+    powers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The share of a step of training: what was learned so far, and the images of the batch."""
+
+    state: list[Tensor]
+    examples: tuple[Example, ...]
+    epoch: int
 
 
 def send_file(others: First, path: Path) -> str:

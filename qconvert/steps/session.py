@@ -17,7 +17,7 @@ from qconvert import __version__, torchscript
 from qconvert.errors import BadImageError, QConfigError, TransformError
 from qconvert.images.folder import ImageSet, read_folder
 from qconvert.images.preprocess import Inputs, Preprocessed, Reader, Transformed
-from qconvert.images.stream import Size, all_unreadable, sizes
+from qconvert.images.stream import Size, all_unreadable, one_thread, sizes
 from qconvert.models.detectors import Detector
 from qconvert.models.division import Wishes
 from qconvert.models.fusion import FusedModel, fuse
@@ -303,7 +303,8 @@ class Session:
     @cached_property
     def equalized(self) -> FusedModel:
         """The fused model with its channels equalized, by what calibration images show."""
-        return equalized(self.fused, self.recovery_inputs[0])
+        with one_thread():  # or its plan is another for each number of threads
+            return equalized(self.fused, self.recovery_inputs[0])
 
     @cached_property
     def recovery_images(self) -> tuple[ImageSet, ImageSet]:

@@ -1,17 +1,19 @@
-"""What a plan is lowered to: an int8 model, or its simulation."""
+"""What a plan is lowered to: an int8 model, its simulation, or a simulation that learns."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from qconvert.quantization.lowering.backend import Backend, Layer
 from qconvert.quantization.lowering.classic import ClassicBackend
 from qconvert.quantization.lowering.direct import DirectBackend
 from qconvert.quantization.lowering.dynamic import DynamicLinear, DynamicRecurrent
 from qconvert.quantization.lowering.simulated import SimulatedBackend, simulated_dynamic
+from qconvert.quantization.lowering.trainable import LearnedRange, TrainableBackend
 from qconvert.quantization.plan import Plan, PlannedOperator
 
 
@@ -71,4 +73,35 @@ class Simulated:
 
     def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> nn.Module:
         """The float layer with rounded weights."""
+        return simulated_dynamic(operator, module)
+
+
+class Trainable:
+    """See `backend.Target`: the simulation, in which the layers of the nodes `learning` learn, and
+    the `ranges`; these are by the observers of the plan's tensors. Unless it `rounds`, what learns
+    has weights as they are."""
+
+    def __init__(
+        self, ranges: Mapping[str, LearnedRange], learning: Collection[str], rounds: bool = True
+    ) -> None:
+        self.graph = Graph()
+        self.modules: dict[str, Any] = {}
+        self.layers: dict[str, Layer] = {}
+        self._backend = TrainableBackend(self.graph, self.modules, ranges, learning, rounds)
+
+    @property
+    def values(self) -> Mapping[str, Node]:
+        """The nodes of the results of int8 operators, by their names in the plan."""
+        return self._backend.values
+
+    def backend(self, operator: PlannedOperator) -> Backend:
+        """There is one."""
+        return self._backend
+
+    def of_form(self, form: str) -> Backend:
+        """There is one."""
+        return self._backend
+
+    def dynamic(self, operator: PlannedOperator, module: Any, path: str) -> nn.Module:
+        """The float layer with rounded weights, which stay."""
         return simulated_dynamic(operator, module)

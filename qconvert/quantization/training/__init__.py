@@ -1,0 +1,1 @@
+"""Quantization-aware training: weights, their scales and ranges learn while they are rounded."""
