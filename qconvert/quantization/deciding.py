@@ -23,7 +23,6 @@ from qconvert.quantization.partition import NEVER, Value, divide
 from qconvert.quantization.plan import Lowering, Precision
 from qconvert.quantization.units import Readers, Unit
 
-
 # What counts of the time of a layer and a sum after it that are computed apart. One kernel for both
 # does not round the layer's result to 8 bits before it is added: that gave MobileNetV2 0.7 dB, for
 # 2 % of its time.

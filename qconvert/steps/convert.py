@@ -276,7 +276,7 @@ def _what_made_it(session: Session) -> dict[str, Any]:
     """The settings that the file depends on; those of reports and places are left out."""
     tree = with_relative_paths(session.config, session.config_path.resolve().parent)
     del tree["calibration"]["batch_size"]
-    return {k: v for k, v in tree.items() if k not in ("benchmark", "budgets", "output")}
+    return {k: v for k, v in tree.items() if k not in ("benchmark", "budgets", "tune", "output")}
 
 
 def _inputs(session: Session, other_size: OtherSize | None) -> list[dict[str, Any]]:
