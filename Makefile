@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers bench-calibration bench-accuracy bench-portable account zoo zoo-all clean
+.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers bench-calibration bench-accuracy bench-portable bench-tune account zoo zoo-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench-accuracy: install ## accuracy beside NNCF and ONNX Runtime, into docs/accu
 bench-portable: install ## SQNR on each class of CPUs, into docs/portable.md: ten minutes
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet
 	$(BIN)/python benchmarks/portable.py docs/portable.md
+
+bench-tune: install ## tune MobileNetV2, and kill it 20 times at it, into docs/tune.md: an hour
+	PYTHONPATH=. $(BIN)/python benchmarks/tune.py docs/tune.md
 
 account: install ## where the time of resnet50's and mobilenet_v2's int8 files goes, after bench-peers
 	$(BIN)/python benchmarks/account.py docs/performance.md resnet50 mobilenet_v2

@@ -38,15 +38,18 @@ class Settings(Record):
 
     @property
     def line(self) -> str:
-        """In words.
+        """What is tried, in words.
 
-        >>> Settings(recovery={"rounding": "on", "equalization": "off"}, in_float=("a", "b")).line
-        'a, b in float, recovery by rounding'
+        >>> Settings(recovery={"rounding": "on", "equalization": "off"}).line
+        'recovery by rounding'
+        >>> Settings(recovery={}, in_float=("a", "b", "c", "d")).line
+        'a, b, c and 1 more in float'
         """
+        if not self.in_float:
+            return self._recovery
         more = len(self.in_float) - _NAMES_SHOWN
         shown = ", ".join(self.in_float[:_NAMES_SHOWN])
-        start = f"{shown}{f' and {more} more' if more > 0 else ''} in float, " if shown else ""
-        return start + self._recovery
+        return f"{shown}{f' and {more} more' if more > 0 else ''} in float"
 
     @property
     def short(self) -> str:
@@ -58,7 +61,7 @@ class Settings(Record):
         methods = [
             name.replace("_", " ") for name, switch in self.recovery.items() if switch != "off"
         ]
-        return f"recovery by {' and '.join(methods)}" if methods else "without recovery"
+        return f"recovery by {', '.join(methods)}" if methods else "without recovery"
 
 
 class Proof(Record):

@@ -254,7 +254,7 @@ def run_tune(session: Session) -> Outcome:
     assert proof is not None
     missed = missed_line(best.budgets(limits))
     lines = (
-        f"{'all budgets met' if trail.met else 'budgets missed'} after {len(trail.trials)} trials; "
+        f"{'all budgets met' if trail.met else 'budgets missed'} (trials: {len(trail.trials)}); "
         f"ended: {trail.ended}",
         f"trial {best.number}, {best.settings.line}, measured: "
         f"{1e3 * proof.latency_s.value:.2f} ms, {proof.speedup.value:.2f} times as fast as float",

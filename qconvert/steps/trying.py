@@ -8,7 +8,7 @@ for its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -45,7 +45,7 @@ from qconvert.steps.voice import Silent
 
 # Images that show what an operator's int8 costs; of models with kept code fewer, for all that
 # their parts read is held.
-_IMAGES, _IMAGES_OF_PARTS = 16, 4
+_IMAGES, _IMAGES_OF_PARTS = 8, 4
 # Longest measuring time of the first trial's latency.
 _ANCHOR_SECONDS = 2.0
 
@@ -114,23 +114,19 @@ class Start:
     def noise(self) -> Noise:
         """Of simulations, on calibration images: where there are some that recovery did not see, on
         these."""
-        session, images = self.session, list[Inputs](self.session.proofs[:_IMAGES])
+        session = self.session
+        images: Sequence[Inputs] = session.proofs[:_IMAGES]
         if not session.fused.assembly.whole:
             images = images[:_IMAGES_OF_PARTS]
         elif why_not_recovered(session) is None:
-            images = session.recovery_inputs[1]
+            images = session.recovery_inputs[1][:_IMAGES]
         return Noise(session.fused, images, self.measured.name)
 
     def planned(self, names: frozenset[str]) -> Plan:
         """The plan with these operators in float, before anything is recovered."""
         section = in_float(self.session.config.quantization, names)
         costs = self.predictor.costs
-        plan = make_plan(self.base, self.calibration, section, costs, {})
-        held = {o.node for o in plan.operators if o.precision in ("int8", "dynamic")}
-        fewer = {node: given_up for node, given_up in self.fewer_bits.items() if node in held}
-        if not fewer:
-            return plan
-        return make_plan(self.base, self.calibration, section, costs, fewer)
+        return make_plan(self.base, self.calibration, section, costs, self.fewer_bits)
 
     def noise_with(self, names: frozenset[str]) -> float:
         """The noise of the simulation with these operators in float, as a share of the signal."""

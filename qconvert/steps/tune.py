@@ -65,7 +65,7 @@ class _Tuning:
             }
         )
         self._log = TrailLog(session, key)
-        self._ended = "nothing is left to be tried"
+        self._ended = "nothing is left to be tried that could be faster"
 
     def result(self) -> Trail:
         with Workspace(self._log.folder).exclusive(self._session.voice.say):
@@ -80,7 +80,11 @@ class _Tuning:
 
     def _search(self) -> None:
         start = self._recovery_first()
-        if self._log.best.met(self._limits) or self._over():
+        # Not the best of all: a run before this one may have been killed on its way to a better.
+        if self._started(start).met(self._limits):
+            self._ended = "no operator need be in float"
+            return
+        if self._over():
             return
         ordered = self._ordered(start)
         if ordered is None:
@@ -164,17 +168,22 @@ class _Tuning:
         return found
 
     def _allowed(self, start: Start) -> Callable[[Prediction], bool]:
-        """Whether a plan keeps the budgets that have nothing to do with accuracy, as it is
-        predicted, and is faster than float. What even the start misses is none to keep."""
+        """Whether a plan has int8 at all, is no slower than float, and keeps the budgets that have
+        nothing to do with accuracy, as far as these are predicted. What even the start misses is
+        none to keep."""
         anchor, limits = self._log.trail.anchor, self._limits
         assert anchor is not None
         first = start.predictor(frozenset())
-        slowest = max(anchor.float_s / max(limits.min_speedup or 0, 1), anchor.int8_s)
+        slowest = start.predictor.all_in_float.latency_s
+        if limits.min_speedup is not None:
+            slowest = min(
+                slowest, anchor.float_s / limits.min_speedup * first.latency_s / anchor.int8_s
+            )
+        slowest = max(slowest, first.latency_s)
         least = min(limits.min_int8_macs or 0, first.int8_macs)
 
         def allowed(found: Prediction) -> bool:
-            latency_s = anchor.int8_s * found.latency_s / first.latency_s
-            return latency_s <= slowest and found.int8_macs >= least
+            return found.latency_s <= slowest and 0 < found.int8_macs >= least
 
         return allowed
 
@@ -234,15 +243,14 @@ class _Tuning:
     def _notes(self) -> Sequence[str]:
         """What a reader must know to trust the figures."""
         images = self._judging.evaluation_images
-        found = []
-        if self._session.config.tune.images is None:
-            found.append(
-                f"The {len(images)} images of data.evaluation chose these settings: their figures "
-                "are a little too good. tune.images names others to choose by."
-            )
+        if self._session.config.tune.images is not None:
+            return (f"Trials were judged on the {len(images)} images of tune.images.",)
         if self._session.judged_on_calibration_images:
-            found.append("Trials were judged on the calibration images: set `data.evaluation`.")
-        return found
+            return ("Trials were judged on the calibration images: set `data.evaluation`.",)
+        return (
+            f"The {len(images)} images of data.evaluation chose these settings: their figures are "
+            "a little too good. tune.images names others to choose by.",
+        )
 
 
 def _in_order(names: frozenset[str], ordered: Sequence[str]) -> tuple[str, ...]:

@@ -17,28 +17,32 @@ def order(
     neighbours: Mapping[str, set[str]],
     allowed: Callable[[Prediction], bool],
 ) -> list[str]:
-    """The operators that gain something, by their gain (of any unit) for each second that they cost
-    beside those before them: one that reads or is read by operators in float is cheaper, for it
-    needs no boundary. What costs nothing comes first. An operator that would make a plan which is
-    not `allowed` is left out."""
-    left = {name: gain for name, gain in gains.items() if gain > 0}
+    """The operators by what each gains (of any unit) for each second that it costs beside those
+    before it: one that reads or is read by operators in float is cheaper, for it needs no boundary.
+    What costs nothing comes first, what gains nothing last. An operator that would make a plan
+    which is not `allowed` is left out."""
+    left = dict(gains)
     chosen: list[str] = []
-    worth: dict[str, tuple[float, float]] = {}
+    worth: dict[str, float] = {}
     stale = set(left)
+
+    def worth_of(name: str) -> float:
+        price = predict(frozenset([*chosen, name])).latency_s - predict(frozenset(chosen)).latency_s
+        if price <= 0:
+            return math.inf if left[name] > 0 else left[name]
+        return left[name] / price
+
+    def key(name: str) -> tuple[float, float, str]:
+        return worth[name], left[name], name
+
     while left:
-        now = predict(frozenset(chosen))
-        while True:
-            for name in stale & left.keys():
-                price = predict(frozenset([*chosen, name])).latency_s - now.latency_s
-                worth[name] = (left[name] / price if price > 0 else math.inf, left[name])
-            stale = set()
-            best = max(left, key=lambda name: (*worth[name], name))
-            price = predict(frozenset([*chosen, best])).latency_s - now.latency_s
-            fresh = (left[best] / price if price > 0 else math.inf, left[best])
-            if fresh == worth[best]:
-                break
-            worth[best] = fresh
+        worth |= {name: worth_of(name) for name in stale & left.keys()}
+        best = max(left, key=key)
+        while (now := worth_of(best)) != worth[best]:
+            worth[best] = now
+            best = max(left, key=key)
         del left[best]
+        stale = set()
         if allowed(predict(frozenset([*chosen, best]))):
             chosen.append(best)
             stale = set(neighbours.get(best, ()))

@@ -23,7 +23,7 @@ def search(ordered: Sequence[str], latency_s: Callable[[frozenset[str]], float])
     ...         wanted = trials.send({"b", "e"} <= wanted)
     ... except StopIteration:
     ...     print(" ".join(tried))
-    a ab abcd abcdefgh abcdef abcde bcde bde be
+    a ab abcd abcdefgh abcdef abcde bcde cde bde be
     """
     most = len(ordered)
     missed, met = 0, min(1, most)
