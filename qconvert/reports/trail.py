@@ -118,10 +118,10 @@ class Tried(Record):
 
 class Trail(Record):
     """All trials in their order; `best` is the number of the one that was kept, `met` whether it
-    meets the budgets as its file was measured. `gains` tell for each operator which share of the
-    noise at the measured output goes when it alone is in float, `noise` is that of the first
-    trial, both as shares of the signal's power; `ordered` are the operators in the order in which
-    they go to float. `key` is a digest of everything that the trials depend on."""
+    meets the budgets as its file was measured. `noise` tells for each operator what it adds to the
+    measured output when it alone is in int8, as a share of the signal's power; `ordered` are the
+    operators in the order in which they go to float. `key` is a digest of everything that the
+    trials depend on."""
 
     version: Literal[1] = 1
     key: str
@@ -132,8 +132,7 @@ class Trail(Record):
     ended: str
     trials: tuple[Tried, ...]
     anchor: Anchor | None
-    noise: float | None
-    gains: dict[str, float]
+    noise: dict[str, float]
     ordered: tuple[str, ...]
     notes: tuple[str, ...]
 

@@ -30,20 +30,11 @@ class Recovered(NamedTuple):
 
 def recovered(session: Session, plan: Plan) -> Recovered:
     """By what was found before, if that is fresh."""
-    corrections, trials = corrections_of(session, plan)
-    model = int8_base(session)
-    if not corrections:
-        return Recovered(model, plan, trials)
-    return Recovered(*with_corrections(model, plan, corrections), trials)
-
-
-def corrections_of(session: Session, plan: Plan) -> tuple[dict[str, Corrected], tuple[Trial, ...]]:
-    """The corrected layers of the plan, and what each method did."""
     section, model = session.config.recovery, int8_base(session)
     asked = [method for method in CORRECTING if getattr(section, method) != "off"]
     before = trials_of_equalization(session)
     if not asked or not plan.macs("int8") or why_not_recovered(session) is not None:
-        return {}, before
+        return Recovered(model, plan, before)
     key = _key(session, plan)
     record = session.fresh("recovery", RECORD, lambda _: key)
     if record is None:
@@ -54,7 +45,8 @@ def corrections_of(session: Session, plan: Plan) -> tuple[dict[str, Corrected], 
         content = {"trials": [trial.model_dump() for trial in trials]}
         record = session.workspace.write_record(RECORD, key, (WEIGHTS,), content)
     corrections = _read(session.workspace.path(WEIGHTS).read_bytes())
-    return corrections, (*before, *map(Trial.model_validate, record["trials"]))
+    trials = tuple(map(Trial.model_validate, record["trials"]))
+    return Recovered(*with_corrections(model, plan, corrections), (*before, *trials))
 
 
 def _bytes(found: dict[str, Corrected]) -> bytes:

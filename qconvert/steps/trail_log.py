@@ -29,11 +29,11 @@ class TrailLog:
         set_ = {name: limit for name, limit in self._limits if limit is not None}
         self.trail = Trail(
             key=key, name=session.config_path.stem, budgets=set_, met=False, best=None,
-            ended="it was ended from outside", trials=(), anchor=None, noise=None, gains={},
+            ended="it was ended from outside", trials=(), anchor=None, noise={},
             ordered=(), notes=(),
         )  # fmt: skip
         if (before := self._before(key)) is not None:
-            kept = ("trials", "anchor", "noise", "gains", "ordered")
+            kept = ("trials", "anchor", "noise", "ordered")
             self._change(**{name: getattr(before, name) for name in kept})
             if before.trials:
                 session.voice.say(f"tune: {len(before.trials)} trials of before are used again")
@@ -78,14 +78,9 @@ class TrailLog:
         self._change(anchor=anchor)
         self.save()
 
-    def noise(self, noise: float) -> None:
-        """Keeps the noise of the first plan's simulation."""
-        self._change(noise=noise)
-        self.save()
-
-    def gain(self, name: str, gain: float) -> None:
-        """Keeps what an operator gains alone in float."""
-        self._change(gains={**self.trail.gains, name: gain})
+    def noise(self, name: str, share: float) -> None:
+        """Keeps what an operator alone in int8 costs."""
+        self._change(noise={**self.trail.noise, name: share})
         self.save()
 
     def order(self, names: tuple[str, ...]) -> None:

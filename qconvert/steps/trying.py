@@ -18,17 +18,17 @@ from qconvert.images.preprocess import Inputs
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.latency import measure, thread_counts
 from qconvert.models.fusion import FusedModel
-from qconvert.qconfig import QConfig, RecoverySection
+from qconvert.qconfig import Precision, QConfig, RecoverySection
 from qconvert.quantization.calibration import Calibration
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.targets import Int8
 from qconvert.quantization.plan import FewerBits, Plan
 from qconvert.quantization.planning import make_plan
-from qconvert.quantization.recovery.corrected import Corrected, with_corrections
+from qconvert.quantization.recovery.corrected import with_corrections
 from qconvert.quantization.recovery.recover import recover
 from qconvert.quantization.recovery.trial import CORRECTING
-from qconvert.quantization.tuning.noise import Noise, still_fitting
-from qconvert.quantization.tuning.prediction import Predictor, in_float
+from qconvert.quantization.tuning.noise import Noise
+from qconvert.quantization.tuning.prediction import Predictor, alone_in_int8, candidates, in_float
 from qconvert.reports.record import accuracy_found
 from qconvert.reports.trail import Anchor, Settings, Tried
 from qconvert.steps.benchmark import coverage_of, size_of
@@ -38,7 +38,6 @@ from qconvert.steps.equalization import int8_base, why_not_recovered
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT, Measured, measured
 from qconvert.steps.overflow import make_overflow, planned
-from qconvert.steps.recovery import corrections_of
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by, make_timings
 from qconvert.steps.voice import Silent
@@ -94,9 +93,9 @@ class Start:
         return planned(self.session, self.timings, self.fewer_bits)
 
     @cached_property
-    def corrections(self) -> dict[str, Corrected]:
-        """What its recovery found."""
-        return corrections_of(self.session, self.plan)[0]
+    def candidates(self) -> dict[str, Precision]:
+        """The operators that could be in float, and which int8 they are in."""
+        return candidates(self.base, self.session.config.quantization, self.plan)
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -128,10 +127,15 @@ class Start:
         costs = self.predictor.costs
         return make_plan(self.base, self.calibration, section, costs, self.fewer_bits)
 
-    def noise_with(self, names: frozenset[str]) -> float:
-        """The noise of the simulation with these operators in float, as a share of the signal."""
-        plan = self.planned(names)
-        return self.noise.share(self.base, plan, still_fitting(self.corrections, self.plan, plan))
+    def noise_of(self, name: str) -> float:
+        """The noise at the measured output, as a share of the signal, where one of the candidates
+        alone is in int8, with nothing recovered.
+
+        Not what goes when it alone is in float: that is a difference of two sums of all noise,
+        whose parts meet by chance, and which recovery has made to fit each other."""
+        section = alone_in_int8(self.session.config.quantization, name, self.candidates)
+        plan = make_plan(self.base, self.calibration, section, self.predictor.costs, {})
+        return self.noise.share(self.base, plan)
 
     def measure(self) -> Anchor:
         """The latency of its file, at the first batch size and thread count."""

@@ -16,7 +16,7 @@ from qconvert.qconfig import RecoverySection
 from qconvert.qconfig_file import load
 from qconvert.quantization.recovery.trial import Method
 from qconvert.quantization.tuning.order import order
-from qconvert.quantization.tuning.prediction import Prediction, candidates
+from qconvert.quantization.tuning.prediction import Prediction
 from qconvert.quantization.tuning.search import search
 from qconvert.reports.plots import trail_svg
 from qconvert.reports.record import Report, accuracy_found
@@ -150,20 +150,16 @@ class _Tuning:
         known = self._log.trail
         if known.ordered:
             return list(known.ordered)
-        names = candidates(start.base, start.session.config.quantization, start.plan)
+        names = start.candidates
         with self._session.voice.progress("tune: what each operator costs") as progress:
-            noise = known.noise
-            if noise is None:
-                noise = start.noise_with(frozenset())
-                self._log.noise(noise)
-            left = [name for name in names if name not in known.gains]
+            left = [name for name in names if name not in known.noise]
             for i, name in enumerate(left):
                 progress(len(names) - len(left) + i, len(names))
                 if self._over():
                     return None
-                self._log.gain(name, noise - start.noise_with(frozenset([name])))
-        gains = self._log.trail.gains
-        found = order(gains, start.predictor, start.predictor.neighbours(), self._allowed(start))
+                self._log.noise(name, start.noise_of(name))
+        predictor, noise = start.predictor, self._log.trail.noise
+        found = order(noise, predictor, predictor.neighbours(), self._allowed(start))
         self._log.order(tuple(found))
         return found
 

@@ -181,15 +181,14 @@ def test_a_killed_run_goes_on_and_ends_no_worse(
 ) -> None:
     project = bad_project(make_project, tmp_path / "project")
     drawn, trials = random.Random(0), 0
-    for _ in range(5):
-        assert killed_after(project, HEAD + drawn.randrange(2, 7))
+    while trials < 3:
+        assert killed_after(project, HEAD + drawn.randrange(3, 9))
         if (project.output / "tune.json").is_file():
             trail = project.record("tune.json")
             assert len(trail["trials"]) >= trials
             trials = len(trail["trials"])
             if trials:  # the best so far is a qconfig that loads
                 assert yaml.safe_load((project.output / "tuned.yaml").read_text())["version"] == 1
-    assert trials
     result = project.run("tune", "--quiet")
     assert result.code == 0, result.err
     found, alone = (best(p.record("tune.json")) for p in (project, tuned))

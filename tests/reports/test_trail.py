@@ -55,7 +55,7 @@ def test_what_was_measured_of_the_file_counts() -> None:
 def trail(*trials: Tried) -> Trail:
     return Trail(
         key="", name="net", budgets={}, met=True, best=trials[-1].number, ended="", trials=trials,
-        anchor=None, noise=None, gains={}, ordered=(), notes=(),
+        anchor=None, noise={}, ordered=(), notes=(),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from qconvert.models.fusion import FusedModel
 from qconvert.models.outputs import tensors
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.targets import Simulated
-from qconvert.quantization.plan import Plan, PlannedOperator
-from qconvert.quantization.recovery.corrected import Corrected, with_corrections
+from qconvert.quantization.plan import Plan
 
 
 class Noise:
@@ -37,11 +36,9 @@ class Noise:
                 for number, given, result in self._assembly.part_calls(inputs):
                     self._calls.append((number, given, tensors(result)))
 
-    def share(self, model: FusedModel, plan: Plan, corrections: Mapping[str, Corrected]) -> float:
-        """The power of the noise of a plan as a share of the signal's, with the corrections of
-        those layers whose weights the plan holds as they were held when these were found."""
-        changed, plan = with_corrections(model, plan, corrections)
-        simulated = lower(changed, plan, Simulated())
+    def share(self, model: FusedModel, plan: Plan) -> float:
+        """The power of the noise of a plan as a share of the signal's."""
+        simulated = lower(model, plan, Simulated())
         whole = self._assembly.whole
         bodies: Sequence[Any] = [simulated] if whole else self._assembly.split(simulated)
         signal: dict[tuple[int, str], float] = {}
@@ -56,21 +53,3 @@ class Noise:
                         noise[key] = noise.get(key, 0.0) + float(error.square().sum())
         shares = [noise[key] / power for key, power in signal.items() if power]
         return sum(shares) / len(shares) if shares else 0.0
-
-
-def still_fitting(
-    corrections: Mapping[str, Corrected], before: Plan, after: Plan
-) -> dict[str, Corrected]:
-    """The corrections found for a plan that another one can use: of layers that hold their weights
-    on the same steps."""
-    steps = {o.node: _steps(o) for o in after.operators}
-    same = {o.node for o in before.operators if _steps(o) is not None}
-    same &= {o.node for o in before.operators if steps.get(o.node) == _steps(o)}
-    return {name: layer for name, layer in corrections.items() if name in same}
-
-
-def _steps(operator: PlannedOperator) -> tuple[float, ...] | None:
-    """Those of the weights of a layer with static ranges."""
-    if operator.precision != "int8" or operator.weight is None:
-        return None
-    return operator.weight.scales

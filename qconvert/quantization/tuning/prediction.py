@@ -3,14 +3,14 @@ anything is lowered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 
 from torch import Tensor
 
 from qconvert.models.fusion import FusedModel
-from qconvert.qconfig import LayerRule, QuantizationSection
+from qconvert.qconfig import LayerRule, Precision, QuantizationSection
 from qconvert.quantization import rules
 from qconvert.quantization.costs import Costs
 from qconvert.quantization.forecast import Forecast, forecast
@@ -84,15 +84,28 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in name.split(".")]
 
 
-def candidates(model: FusedModel, section: QuantizationSection, plan: Plan) -> list[str]:
-    """The names of the operators that a plan has in int8 and that could be in float: those that
-    round, and about which the qconfig says nothing. Calls of one module go together."""
+def alone_in_int8(
+    section: QuantizationSection, name: str, known: Mapping[str, Precision]
+) -> QuantizationSection:
+    """The section with one of the `known` operators in int8 (or dynamic, as it is known) and the
+    others in float."""
+    others = in_float(section, frozenset(known) - {name})
+    rule = LayerRule(match=escape(name), precision=known[name])
+    return others.model_copy(update={"layers": (*others.layers, rule)})
+
+
+def candidates(model: FusedModel, section: QuantizationSection, plan: Plan) -> dict[str, Precision]:
+    """The names of the operators that a plan has in int8 and that could be in float, and which
+    int8 it is: those that round, and about which the qconfig says nothing. Calls of one module go
+    together."""
     free = {name for name, asked in asked_for(model, section).items() if asked.precision == "auto"}
-    found: dict[str, None] = {}
+    found: dict[str, Precision] = {}
     for operator in plan.operators:
         rounds = operator.kind not in (*rules.SAME_RANGE, rules.PIXELS)
-        if operator.precision in ("int8", "dynamic") and rounds and operator.node in free:
-            found[operator.name.partition(":")[0]] = None
-            if operator.with_sum is not None:
-                found[operator.with_sum.partition(":")[0]] = None
-    return list(found)
+        if not rounds or operator.node not in free or operator.precision in ("float32", "given"):
+            continue
+        precision: Precision = "dynamic" if operator.precision == "dynamic" else "int8"
+        for name in (operator.name, operator.with_sum):
+            if name is not None:
+                found[name.partition(":")[0]] = precision
+    return found
