@@ -58,9 +58,7 @@ class Settings(Record):
 
     @property
     def _recovery(self) -> str:
-        methods = [
-            name.replace("_", " ") for name, switch in self.recovery.items() if switch != "off"
-        ]
+        methods = [name.replace("_", " ") for name, on in self.recovery.items() if on == "on"]
         return f"recovery by {', '.join(methods)}" if methods else "without recovery"
 
 
@@ -162,7 +160,7 @@ def shortfall(budgets: Sequence[Budget]) -> float:
 def missed_line(budgets: Sequence[Budget]) -> str:
     """What is missed, in words; empty where nothing is."""
     return ", ".join(
-        f"{b.name} {'not measurable' if b.found is None else f'{b.found:.4f}'} "
+        f"{b.name} {'not measurable' if b.found is None else f'{b.found:.6g}'} "
         f"({'at most' if b.name.startswith('max_') else 'at least'} {b.limit:g})"
         for b in budgets
         if not b.met
@@ -182,7 +180,7 @@ def trial_line(tried: Tried, limits: BudgetSection, best: Tried) -> str:
 def _figures(found: Mapping[str, float | None], limits: BudgetSection) -> str:
     shown = [(name, found[name]) for name in limits.set_of_accuracy]
     return ", ".join(
-        f"{ACCURACY_WORDS[name]} {'not measurable' if value is None else f'{value:.4f}'}"
+        f"{ACCURACY_WORDS[name]} {'not measurable' if value is None else f'{value:.6g}'}"
         for name, value in shown
     )
 
@@ -200,7 +198,7 @@ def trail_table(trail: Trail, limits: BudgetSection) -> Table:
         rows.append((
             str(tried.number),
             tried.settings.short,
-            *("" if value is None else f"{value:.4f}" for value in figures),
+            *("" if value is None else f"{value:.6g}" for value in figures),
             sqnr,
             f"{1e3 * tried.latency_s:.2f}",
             f"{tried.found['min_int8_macs'] or 0:.1%}",

@@ -8,10 +8,10 @@ killed loses the trial that it was at, and nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from qconvert.errors import VerificationError
+from qconvert.errors import QConfigError, VerificationError
 from qconvert.qconfig import RecoverySection
 from qconvert.qconfig_file import load
 from qconvert.quantization.recovery.trial import Method
@@ -46,7 +46,10 @@ _ALL: tuple[Method, ...] = ("equalization", "rounding", "bias_correction")
 
 def make_tuned(session: Session) -> Trail:
     """Searches, and leaves the best trial's qconfig and its output folder, converted, verified and
-    measured; `tune.json` has all trials, `tune.svg` their picture."""
+    measured; `tune.json` has all trials, `tune.svg` their picture.
+
+    Raises QConfigError for a budget that cannot be measured.
+    """
     return _Tuning(session).result()
 
 
@@ -71,7 +74,7 @@ class _Tuning:
         with Workspace(self._log.folder).exclusive(self._session.voice.say):
             self._search()
             best = self._proved_best()
-            trail = self._log.end(best, self._ended, tuple(self._notes()))
+            trail = self._log.end(best, self._ended, tuple(self._notes(best)))
         picture = trail_svg(trail, self._limits)
         write_atomically(self._session.workspace.path(PICTURE), picture)
         return trail
@@ -113,6 +116,7 @@ class _Tuning:
         of recovery that it has switched off."""
         own = self._starts[0]
         tried = self._started(own)
+        self._check_measurable(tried)
         off = [m for m in _ALL if getattr(self._session.config.recovery, m) == "off"]
         if tried.met(self._limits) or not off or self._over():
             return own
@@ -128,6 +132,16 @@ class _Tuning:
             other = convert_start(session)
             self._starts.append(other)
             return min((own, other), key=lambda start: self._started(start).place(self._limits))
+
+    def _check_measurable(self, tried: Tried) -> None:
+        names = [name for name in self._limits.set_of_accuracy if tried.found[name] is None]
+        if names:
+            raise QConfigError(
+                [f"budgets.{name}: the evaluation images do not tell it" for name in names],
+                where="qconfig",
+                fix="give labels (data.labels), or set what needs none: budgets.min_agreement of "
+                "classes and texts, budgets.min_cosine of numbers",
+            )
 
     def _started(self, start: Start) -> Tried:
         """The trial that a start is."""
@@ -208,7 +222,8 @@ class _Tuning:
             best = min(left, key=lambda tried: tried.place(self._limits))
             if best.proof is not None:
                 # The folder may hold the file of another.
-                return self._prove(best)
+                there = proved is not None and proved.number == best.number
+                return best if there else self._prove(best)
             try:
                 proved = self._prove(best)
             except VerificationError as error:
@@ -236,17 +251,20 @@ class _Tuning:
             return tried
         return self._log.prove(tried, _proof(make_report(tuned), file))
 
-    def _notes(self) -> Sequence[str]:
-        """What a reader must know to trust the figures."""
+    def _notes(self, best: Tried) -> Iterator[str]:
+        """What a reader must know to trust the figures, and to use the file."""
+        if best.proof is not None and best.proof.speedup.value < 1:
+            yield "The file is slower than float: `budgets.min_speedup` would not allow that."
         images = self._judging.evaluation_images
         if self._session.config.tune.images is not None:
-            return (f"Trials were judged on the {len(images)} images of tune.images.",)
-        if self._session.judged_on_calibration_images:
-            return ("Trials were judged on the calibration images: set `data.evaluation`.",)
-        return (
-            f"The {len(images)} images of data.evaluation chose these settings: their figures are "
-            "a little too good. tune.images names others to choose by.",
-        )
+            yield f"Trials were judged on the {len(images)} images of tune.images."
+        elif self._session.judged_on_calibration_images:
+            yield "Trials were judged on the calibration images: set `data.evaluation`."
+        else:
+            yield (
+                f"The {len(images)} images of data.evaluation chose these settings: their figures "
+                "are a little too good. tune.images names others to choose by."
+            )
 
 
 def _in_order(names: frozenset[str], ordered: Sequence[str]) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ def test_what_cannot_be_met_is_said_and_the_nearest_kept(
     near = [t for t in trail["trials"] if t["found"]["min_int8_macs"] >= 0.8]
     assert kept["found"]["min_cosine"] == max(t["found"]["min_cosine"] for t in near)
     assert f"trial {kept['number']}, " in result.out
-    assert f"the nearest that was found misses min_cosine {kept['found']['min_cosine']:.4f}" in (
+    assert f"the nearest that was found misses min_cosine {kept['found']['min_cosine']:.6g}" in (
         result.out
     )
     written = yaml.safe_load((project.folder / "kept/best.yaml").read_text())
@@ -157,6 +157,16 @@ def test_without_a_limit_of_accuracy_there_is_nothing_to_do(
     assert "budgets: tune needs a limit of accuracy to meet" in result.err
     assert "budgets.min_agreement" in result.err
     assert not project.output.exists()
+
+
+def test_a_budget_that_cannot_be_measured_is_an_error(project: Project) -> None:
+    """Not one that no trial meets."""
+    data = {"calibration": "images", "labels": "none", "preprocess": {"mean": [0.5], "std": [0.25]}}
+    project.qconfig(data=data, budgets={"max_accuracy_drop": 0.01, "min_agreement": 0.5})
+    result = project.run("tune", "--quiet")
+    assert result.code == 2
+    assert "my.yaml: budgets.max_accuracy_drop: the evaluation images do not tell it" in result.err
+    assert "min_agreement: the" not in result.err
 
 
 def killed_after(project: Project, lines: int) -> bool:

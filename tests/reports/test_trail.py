@@ -62,8 +62,8 @@ def trail(*trials: Tried) -> Trail:
 def test_a_line_says_what_is_missed_and_what_is_best() -> None:
     first = tried(1, 0.9, 1e-3)
     assert trial_line(first, LIMITS, first) == (
-        "trial 1: x in float: agreement 0.9000, 1.00 ms, 90.0% in int8: missed min_agreement "
-        "0.9000 (at least 0.95); best so far: trial 1"
+        "trial 1: x in float: agreement 0.9, 1.00 ms, 90.0% in int8: missed min_agreement "
+        "0.9 (at least 0.95); best so far: trial 1"
     )
     line = trial_line(tried(5, 0.96, 1e-3), LIMITS, first)
     assert "x, x, x and 2 more in float" in line
