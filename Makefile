@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers bench-calibration bench-accuracy bench-portable bench-foreign bench-finetune account zoo zoo-all clean
+.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers bench-calibration bench-accuracy bench-portable bench-foreign bench-finetune bench-tune account zoo zoo-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-foreign: install ## which foreign images the audit names, into docs/audit.
 
 bench-finetune: install ## MobileNetV2 and a hard case before and after fine-tuning, into docs/accuracy.md: half an hour
 	PYTHONPATH=. $(BIN)/python benchmarks/finetune.py docs/accuracy.md
+
+bench-tune: install ## tune MobileNetV2, and kill it 20 times at it, into docs/tune.md: an hour
+	PYTHONPATH=. $(BIN)/python benchmarks/tune.py docs/tune.md
 
 account: install ## where the time of resnet50's and mobilenet_v2's int8 files goes, after bench-peers
 	$(BIN)/python benchmarks/account.py docs/performance.md resnet50 mobilenet_v2

@@ -187,6 +187,9 @@ def analyze(
     _run("analyze", {"images": images}, *settings)
 
 
+_register("tune", "Find the fastest settings that meet the budgets of accuracy, and convert so.")
+
+
 @app.command(help="Tell what will become of each layer, and why; or what is in a TorchScript file.")
 def inspect(
     target: Annotated[
@@ -287,7 +290,7 @@ def _run(
     debug: bool,
     force: bool,
 ) -> None:
-    from qconvert.qconfig_file import load
+    from qconvert.qconfig_file import check_goal, load
 
     shown = partial(_errors_shown, command, path.name, debug=debug)
     with shown(as_json), joined(_give_up) as team:
@@ -297,6 +300,8 @@ def _run(
             return
         with shown(as_json), noting(team):
             config = load(path, overrides, output)
+            if command == "tune":
+                check_goal(config, path.name)
             # Everything before this line answers without torch, if there is one process. What the
             # user's own code prints is no result: stdout is for these, and with --json for one
             # JSON object.

@@ -508,6 +508,10 @@ class BenchmarkSection(Section):
     )
 
 
+# The budgets that more layers in float help to meet.
+OF_ACCURACY = ("max_accuracy_drop", "max_automation_drop", "min_agreement", "min_cosine")
+
+
 class BudgetSection(Section):
     """Limits; one missed is exit code 1. All are fractions or ratios."""
 
@@ -529,6 +533,31 @@ class BudgetSection(Section):
         None, description="share of multiply-accumulates in int8"
     )
 
+    @property
+    def set_of_accuracy(self) -> tuple[str, ...]:
+        """The limits of accuracy that are set: what `tune` works towards."""
+        return tuple(name for name in OF_ACCURACY if getattr(self, name) is not None)
+
+
+class TuneSection(Section):
+    """How `qconvert tune` looks for settings that meet the budgets."""
+
+    trials: Count = Field(
+        40, description="at most so many, those of earlier runs on the same inputs included"
+    )
+    minutes: Positive = Field(
+        30.0,
+        description="after so many no trial is begun; the best one is converted and measured then",
+    )
+    images: Path | None = Field(
+        None,
+        description="folder of images that trials are judged on, with labels as `data.labels` says "
+        "(default: data.evaluation, and it is said)",
+    )
+    qconfig: Path | None = Field(
+        None, description="the file to write (default: `tuned.yaml` in the output folder)"
+    )
+
 
 class QConfig(Section):
     """One conversion."""
@@ -543,6 +572,7 @@ class QConfig(Section):
     finetune: FinetuneSection = FinetuneSection()
     benchmark: BenchmarkSection = BenchmarkSection()
     budgets: BudgetSection = BudgetSection()
+    tune: TuneSection = TuneSection()
     output: Path = Field(description="folder of everything that is written")
 
     @field_validator("version", mode="before")

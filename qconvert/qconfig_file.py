@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from qconvert.errors import QConfigError, QConfigFileError, did_you_mean
-from qconvert.qconfig import QConfig, is_csv, is_label_path
+from qconvert.qconfig import OF_ACCURACY, QConfig, is_csv, is_label_path
 
 # The keys that hold a path. `data.labels` holds one when it names a CSV file or a folder, and the
 # callables when they read `path.py:callable`.
@@ -22,13 +22,17 @@ PATH_KEYS = (
     ("data", "evaluation"),
     ("data", "classes"),
     ("finetune", "images"),
+    ("tune", "images"),
+    ("tune", "qconfig"),
     ("output",),
 )
 LABELS_KEY = ("data", "labels")
 METRICS_KEY = ("benchmark", "metrics")
 CALLABLE_KEYS = (("model", "source"), ("data", "transform"), ("benchmark", "decoder"))
 # What must be there before the slow work starts.
-FOLDERS = (("data", "calibration"), ("data", "evaluation"), ("finetune", "images"))
+FOLDERS = (
+    ("data", "calibration"), ("data", "evaluation"), ("finetune", "images"), ("tune", "images"),
+)  # fmt: skip
 FILES = (("model", "checkpoint"), ("data", "classes"))
 
 
@@ -100,6 +104,17 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
     if facts:
         raise QConfigError(facts, where=name)
     return config
+
+
+def check_goal(config: QConfig, name: str) -> None:
+    """Raises QConfigError where `tune` has nothing to work towards."""
+    if not config.budgets.set_of_accuracy:
+        raise QConfigError(
+            "budgets: tune needs a limit of accuracy to meet, and none is set",
+            where=name,
+            fix=f"set one of {', '.join(f'budgets.{key}' for key in OF_ACCURACY)}; without labels "
+            "budgets.min_agreement, as 0.98",
+        )
 
 
 def parsed(text: str, where: str, fix: str | None = None) -> Any:
@@ -334,8 +349,16 @@ def _missing_files(config: QConfig) -> list[str]:
 
 def with_relative_paths(config: QConfig, base: Path) -> dict[str, Any]:
     """Every setting as JSON values, with the paths relative to `base`: names no user's folders."""
-    tree = config.resolved()
+    return _relative(config.resolved(), base)
 
+
+def as_given(config: QConfig, base: Path) -> dict[str, Any]:
+    """The settings that are set, without defaults, as JSON values; paths as above. A file with them
+    means the same as `config`."""
+    return _relative(config.model_dump(mode="json", exclude_unset=True), base)
+
+
+def _relative(tree: dict[str, Any], base: Path) -> dict[str, Any]:
     def relative(text: str) -> str:
         return Path(os.path.relpath(text, base)).as_posix()
 

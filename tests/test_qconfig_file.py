@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from qconvert.errors import QConfigError
 from qconvert.qconfig import QConfig
-from qconvert.qconfig_file import load
+from qconvert.qconfig_file import as_given, load
 
 MINIMAL = {
     "version": 1,
@@ -272,3 +272,19 @@ def test_table_of_labels_is_known_in_upper_case(folder):
     (folder / "LABELS.CSV").touch()
     config = read(folder, data={"calibration": "images", "labels": "LABELS.CSV"})
     assert config.data.labels == folder / "LABELS.CSV"
+
+
+def test_as_given_means_the_same_elsewhere(folder):
+    """Without the defaults, which would stand for something: `preprocess` beside `transform`."""
+    (folder / "q.py").write_text("")
+    data = {"calibration": "images", "transform": "q.py:read"}
+    layers = [{"match": "a.*", "weights": {"observer": "minmax"}}]
+    config = read(folder, data=data, quantization={"layers": layers}, tune={"qconfig": "t.yaml"})
+    elsewhere = folder.parent / "elsewhere"
+    tree = as_given(config, elsewhere)
+    assert tree["data"] == {"calibration": "../project/images", "transform": "../project/q.py:read"}
+    assert tree["quantization"] == {"layers": layers}
+    path = elsewhere / "same.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    assert load(path) == config
+    assert load(path).model_dump(exclude_unset=True) == config.model_dump(exclude_unset=True)

@@ -110,7 +110,8 @@ class _Deciding:
         for add in self._sums([bool(unit.lowerings) for unit in self._units]).values():
             summed = self._costs.estimate("with sum", "direct", self._written(add))
             in_float, in_int8 = costs[add]
-            costs[add] = in_float, min(in_int8, summed)
+            if in_int8 != NEVER:  # the qconfig may want it in float
+                costs[add] = in_float, min(in_int8, summed)
         values = []
         outside = len(costs)  # whoever makes the model's inputs and takes its outputs, in float
         costs.append((0, NEVER))

@@ -112,13 +112,13 @@ def written(
 def _with_fewer_bits(
     model: FusedModel, plan: Plan, units: list[Unit], fewer_bits: Mapping[str, FewerBits]
 ) -> Plan:
-    """The plan whose layers give this up, by the names of their nodes."""
+    """The plan whose layers in int8 give this up, by the names of their nodes."""
     schemes = {unit.node.name: unit.asked.weights for unit in units}
     nodes = nodes_by_name(model)
 
     def line(operator: PlannedOperator) -> PlannedOperator:
         given_up = fewer_bits.get(operator.node)
-        if given_up is None:
+        if given_up is None or operator.precision not in ("int8", "dynamic"):
             return operator
         changed: dict[str, Any] = {"fewer_bits": given_up}
         if given_up.what == "weights":

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 
 from qconvert.measurement.confidence import Confidence
 from qconvert.measurement.latency import Latency
+from qconvert.qconfig import BudgetSection
 from qconvert.quantization.audit.record import Audit, Growth, ImageRow
 from qconvert.quantization.sensitivity.record import PlaceSensitivity
 from qconvert.reports.analysis import Analysis
+from qconvert.reports.trail import ACCURACY_WORDS, Trail, Tried
 
 _FLOAT, _OTHER = "#0b6fb8", "#c2410c"
 # What each colour of a drawing is for; a page may have its own for it.
@@ -225,3 +227,60 @@ def _draw_images(
 def _last(confidence: Confidence) -> float:
     """The lower accuracy of the two models on all images."""
     return min(confidence.reference_curve[-1][1], confidence.curve[-1][1])
+
+
+def trail_svg(trail: Trail, limits: BudgetSection) -> bytes:
+    """Every trial of `tune` by its latency and the first budget of accuracy, the better the higher;
+    the line joins those that no other trial beats in both."""
+    name = limits.set_of_accuracy[0]
+    limit = getattr(limits, name)
+    lost = name.startswith("max_")
+
+    def point(tried: Tried) -> tuple[float, float] | None:
+        found = tried.found[name]
+        return None if found is None else (1e3 * tried.latency_s, found)
+
+    points = {tried.number: p for tried in trail.trials if (p := point(tried)) is not None}
+    met = {tried.number for tried in trail.trials if tried.met(limits)}
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.axhline(limit, color="#666666", linewidth=1, linestyle=":")
+        axes.annotate(f"budget: {limit:.4g}", (0.01, limit), (0, 3), fontsize=8, color="#444444",
+                      xycoords=("axes fraction", "data"),
+                      textcoords="offset points")  # fmt: skip
+        front = _front(list(points.values()), lost)
+        if front:
+            axes.plot(*zip(*front, strict=True), color=_FLOAT, linewidth=1, zorder=1)
+        for chosen, label, colour, fill in (
+            (points.keys() - met, "missed", _OTHER, "none"),
+            (points.keys() & met, "met", _FLOAT, "full"),
+        ):
+            if chosen:
+                found = [points[number] for number in sorted(chosen)]
+                axes.plot(*zip(*found, strict=True), "o", markersize=6, label=label, color=colour,
+                          fillstyle=fill)  # fmt: skip
+        if trail.best in points:
+            axes.plot(*points[trail.best], "o", markersize=12, fillstyle="none", color="#222222",
+                      linestyle="none", label=f"kept: trial {trail.best}")  # fmt: skip
+        for number, place in points.items():
+            axes.annotate(str(number), place, (5, 4), textcoords="offset points", fontsize=7)
+        if lost:
+            axes.invert_yaxis()
+        axes.set(xlabel="milliseconds (predicted)", ylabel=ACCURACY_WORDS[name])
+        axes.margins(0.1)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.legend(loc="lower right", edgecolor="none", framealpha=0.9)
+        written = io.BytesIO()
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue()
+
+
+def _front(points: list[tuple[float, float]], lost: bool) -> list[tuple[float, float]]:
+    """Those that no other is faster and better than, from fast to slow."""
+    front: list[tuple[float, float]] = []
+    for latency, found in sorted(points, key=lambda p: (p[0], p[1] if lost else -p[1])):
+        if not front or (found < front[-1][1] if lost else found > front[-1][1]):
+            front.append((latency, found))
+    return front

@@ -21,7 +21,7 @@ from qconvert.workspace import digest
 # Which may differ: see `check_facts`.
 _CPU = "CPU"
 # What only rank 0 reads.
-_RANK_0_ALONE = ("output", "budgets")
+_RANK_0_ALONE = ("output", "budgets", "tune")
 
 
 def facts(session: Session) -> Facts:

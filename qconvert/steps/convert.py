@@ -288,7 +288,7 @@ def _what_made_it(session: Session) -> dict[str, Any]:
     """The settings that the file depends on; those of reports and places are left out."""
     tree = with_relative_paths(session.config, session.config_path.resolve().parent)
     del tree["calibration"]["batch_size"]
-    left_out = {"benchmark", "budgets", "output"}
+    left_out = {"benchmark", "budgets", "tune", "output"}
     if training_facts(session) is None:
         left_out.add("finetune")
     return {k: v for k, v in tree.items() if k not in left_out}

@@ -26,6 +26,7 @@ from qconvert.reports.tables import (
     latency_tables,
     megabytes,
 )
+from qconvert.reports.trail import missed_line, trail_table
 from qconvert.starter import TODO, Request
 from qconvert.steps import analyze as analyze_step
 from qconvert.steps import benchmark as benchmark_step
@@ -47,6 +48,11 @@ from qconvert.steps.recovery import trial_lines
 from qconvert.steps.requests import Recipe, file_recipe
 from qconvert.steps.session import Session
 from qconvert.steps.timings import make_timings
+from qconvert.steps.trail_log import FOLDER as TUNED_FOLDER
+from qconvert.steps.trail_log import QCONFIG as TUNED
+from qconvert.steps.trail_log import RECORD as TRAIL
+from qconvert.steps.tune import PICTURE as TUNE_PICTURE
+from qconvert.steps.tune import make_tuned
 from qconvert.steps.voice import Voice
 
 # Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
@@ -273,6 +279,30 @@ def run_benchmark(session: Session, classes: Sequence[str] = ()) -> Outcome:
         {"report": report.model_dump(mode="json")},
         missed,
     )
+
+
+def run_tune(session: Session) -> Outcome:
+    """Looks for the fastest settings that meet the budgets, and converts with them."""
+    trail, limits = make_tuned(session), session.config.budgets
+    best = trail.trial(trail.best or 1)
+    proof, path = best.proof, session.config.tune.qconfig or session.workspace.path(TUNED)
+    assert proof is not None
+    missed = missed_line(best.budgets(limits))
+    lines = (
+        f"{'all budgets met' if trail.met else 'budgets missed'} (trials: {len(trail.trials)}); "
+        f"ended: {trail.ended}",
+        f"trial {best.number}, {best.settings.line}, measured: "
+        f"{1e3 * proof.latency_s.value:.2f} ms, {proof.speedup.value:.2f} times as fast as float",
+        *([] if trail.met else [f"the nearest that was found misses {missed}"]),
+        *trail.notes,
+    )
+    folder = session.workspace.path(TUNED_FOLDER)
+    files = (path, folder / convert_step.INT8, folder / benchmark_step.MARKDOWN,
+             session.workspace.path(TRAIL), session.workspace.path(TUNE_PICTURE))  # fmt: skip
+    return Outcome(
+        "tune", lines, (trail_table(trail, limits),), files, None,
+        {"trail": trail.model_dump(mode="json")}, () if trail.met else (missed,),
+    )  # fmt: skip
 
 
 def _quick_latency(session: Session, files: dict[str, Path]) -> list[Latency]:

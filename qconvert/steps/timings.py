@@ -54,7 +54,14 @@ def costs_by(session: Session, timings: Timings | None) -> Costs:
 
 def _key(session: Session) -> str:
     fused = session.workspace.read(FUSE_RECORD) or {}
-    settings = session.config.quantization.model_dump(mode="json", exclude={"activations"})
+    section = session.config.quantization
+    settings = section.model_dump(mode="json", exclude={"activations"})
+    # Every operator is timed in every way, whatever is asked to stay in float.
+    settings["layers"] = [
+        rule.model_dump(mode="json")
+        for rule in section.layers
+        if rule.precision != "float32" or rule.activations or rule.weights
+    ]
     return digest(
         {"versions": session.versions, "fused": fused_digest(fused), "quantization": settings}
     )

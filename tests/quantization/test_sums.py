@@ -273,3 +273,14 @@ def test_batch_norm_after_a_concatenation(converted, lowering: str) -> None:
     else:
         assert line.precision == "float32"
         assert "classic operators" in (line.reason or "")
+
+
+@pytest.mark.parametrize("lowering", ["auto", "direct"])
+def test_a_sum_that_the_qconfig_wants_in_float_is(converted, lowering):
+    """Also between layers in int8, of which one could compute it at little cost."""
+    rule = {"match": "add", "precision": "float32"}
+    found = converted(lambda: Sums(chain), lowering=lowering, layers=[rule], decide="table")
+    add = found.operator("add")
+    assert (add.precision, add.reason) == ("float32", "the qconfig asks for it (match: add)")
+    assert found.operator("b").precision == "int8"
+    assert found.operator("b").with_sum is None
