@@ -246,6 +246,8 @@ class _Deciding:
             and "direct" in unit.lowerings
             and unit.follower is None
             and self._readers.of(unit.value) == [add]
+            # Nobody asks for its shape either, as feature pyramids do: there is no such value.
+            and list(unit.value.users) == [self._units[add].node]
             and unit.value.name not in self._readers.returned
             and rules.sums_with(self._graph, unit.node, self._units[add].node)
         )

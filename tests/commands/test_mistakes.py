@@ -393,7 +393,7 @@ TABLE = [
         "my.yaml: modle: unknown key; did you mean 'model'?"),
     row("unknown key like no other", line("zzz: {}"), "qconfig",
         "my.yaml: zzz: unknown key; known: version, model, data, fuse, calibration, "
-        "quantization, recovery, benchmark, budgets, output"),
+        "quantization, recovery, finetune, benchmark, budgets, tune, output"),
     row("unknown key further in", line("quantization: {weights: {observr: minmax}}"), "qconfig",
         "my.yaml: quantization.weights.observr: unknown key; did you mean 'observer'?"),
     row("unknown observer", line("quantization: {activations: {observer: histgram}}"), "qconfig",
@@ -817,9 +817,16 @@ def finished(make_project: Callable[[Path], Project], tmp_path_factory: Any) -> 
 # What each command has when it begins, and the file for which there is no room.
 FULL = {
     "fuse": ((), "float.pt"),
-    "calibrate": (("float.pt", "fused.pt", "fused.json"), "calibration.safetensors"),
+    "calibrate": (("float.pt", "fused.pt", "fused.json"), "audit.svg"),
     "convert": (
-        ("float.pt", "fused.pt", "fused.json", "calibration.safetensors", "calibration.json"),
+        (
+            "float.pt",
+            "fused.pt",
+            "fused.json",
+            "audit.svg",
+            "calibration.safetensors",
+            "calibration.json",
+        ),
         "model.int8.pt",
     ),
 }
