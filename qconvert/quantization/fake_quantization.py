@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from qconvert.quantization.affine import QuantParams, fake_quantize
+
 
 class FakeQuantizedTensor(Function):
     """float32 of any shape, a scale and a zero point (float32, one value each; the zero point is
@@ -30,9 +32,9 @@ class FakeQuantizedTensor(Function):
     ) -> Tensor:
         """The rounded tensor."""
         step, zero = float(scale), round(float(zero_point))
-        low, high = quant_min - zero, quant_max - zero
-        rounded = (x * float(1.0 / scale.detach())).round_().clamp_(low, high).mul_(step)
+        rounded = fake_quantize(x, QuantParams(step, zero, quant_min, quant_max))
         ctx.save_for_backward(x, rounded)
+        low, high = quant_min - zero, quant_max - zero
         ctx.step, ctx.ends = step, ((low - 0.5) * step, (high + 0.5) * step)
         return rounded
 

@@ -15,11 +15,11 @@ from qconvert.quantization.sensitivity.record import Sensitivity
 from qconvert.quantization.sensitivity.subject import Subject, with_plan
 from qconvert.reports.analysis import Analysis
 from qconvert.reports.plots import analysis_svg
-from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration, read_calibration
+from qconvert.steps.calibrate import make_calibration, read_calibration
 from qconvert.steps.equalization import int8_base
-from qconvert.steps.fuse import check_same_weights, fused_digest
+from qconvert.steps.fuse import check_same_weights
 from qconvert.steps.measured import measured
-from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.overflow import make_overflow, plan_inputs, planned
 from qconvert.steps.recovery import recovered
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by, make_timings
@@ -153,18 +153,10 @@ def _key(
     fewer_bits: Mapping[str, FewerBits],
     chosen: ImageSet,
 ) -> str:
-    config = session.config
     return digest(
         {
-            "versions": session.versions,
-            "fused": fused_digest(fused_record),
-            "calibration": calibration_record["files"][DISTRIBUTIONS],
-            "quantization": config.quantization.model_dump(mode="json"),
-            "recovery": config.recovery.model_dump(mode="json"),
-            "timings": timings,
-            "fewer_bits": {node: given_up.model_dump() for node, given_up in fewer_bits.items()},
+            **plan_inputs(session, fused_record, calibration_record, timings, fewer_bits),
             "images": [chosen.digest, session.judged_on_calibration_images],
-            "reading": session.reading,
             "output": fused_record["measured_output"],
             "name": session.config_path.stem,
         }

@@ -29,12 +29,12 @@ from qconvert.quantization.lowering.verification import Verification, verify
 from qconvert.quantization.plan import FewerBits, Plan
 from qconvert.quantization.recovery.trial import Trial
 from qconvert.quantization.training.history import Training
-from qconvert.steps.calibrate import DISTRIBUTIONS, make_calibration
+from qconvert.steps.calibrate import make_calibration
 from qconvert.steps.finetune import finetuned, training_facts
-from qconvert.steps.fuse import FUSED, check_same_weights, fused_digest
+from qconvert.steps.fuse import FUSED, check_same_weights
 from qconvert.steps.judging import judge, what_judges
 from qconvert.steps.measured import FLOAT, Measured, measured
-from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.overflow import make_overflow, plan_inputs, planned
 from qconvert.steps.portability import verified_isa
 from qconvert.steps.recovery import recovered
 from qconvert.steps.requests import Recipe, send_content
@@ -354,16 +354,9 @@ def _key(
     config = session.config
     return digest(
         {
-            "versions": session.versions,
+            **plan_inputs(session, fused_record, calibration_record, timings, fewer_bits),
             "vnni": here().vnni,
-            "fused": fused_digest(fused_record),
-            "calibration": calibration_record["files"][DISTRIBUTIONS],
-            "quantization": config.quantization.model_dump(mode="json"),
-            "recovery": config.recovery.model_dump(mode="json"),
-            "timings": timings,
-            "fewer_bits": {node: given_up.model_dump() for node, given_up in fewer_bits.items()},
             "evaluation": session.evaluation_images.digest,
-            "reading": session.reading,
             "judging": what_judges(session),
             "output": [fused_record[k] for k in ("measured_output", "answers", "detections")],
             # What the manifest tells.

@@ -20,6 +20,7 @@ from qconvert.steps.fuse import check_same_weights
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import Measured, measured
 from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.recovery import RECORD as RECOVERY
 from qconvert.steps.recovery import Recovered, recovered
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import make_timings
@@ -130,7 +131,7 @@ def _before(session: Session, begin: Recovered) -> Comparison:
 
 def _key(session: Session, plan: Plan, images: ImageSet) -> str:
     section = session.config.finetune.model_dump(mode="json", exclude={"apply", "images"})
-    recovery = session.workspace.read("recovery.json") or {}
+    recovery = session.workspace.read(RECOVERY) or {}
     return digest(
         {
             "versions": session.versions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from qconvert.images.preprocess import Inputs
 from qconvert.measurement.cpu_classes import can_be_shown, class_here
@@ -48,6 +49,27 @@ def planned(session: Session, timings: Timings | None, fewer_bits: Mapping[str, 
     """Today's plan; without calibration there is none."""
     section, costs = session.config.quantization, costs_by(session, timings)
     return make_plan(int8_base(session), read_calibration(session), section, costs, fewer_bits)
+
+
+def plan_inputs(
+    session: Session,
+    fused_record: dict[str, Any],
+    calibration_record: dict[str, Any],
+    timings: Timings | None,
+    fewer_bits: Mapping[str, FewerBits],
+) -> dict[str, Any]:
+    """What a plan and its recovery depend on, for the keys of what is made of them."""
+    config = session.config
+    return {
+        "versions": session.versions,
+        "fused": fused_digest(fused_record),
+        "calibration": calibration_record["files"][DISTRIBUTIONS],
+        "quantization": config.quantization.model_dump(mode="json"),
+        "recovery": config.recovery.model_dump(mode="json"),
+        "timings": timings,
+        "fewer_bits": {node: given_up.model_dump() for node, given_up in fewer_bits.items()},
+        "reading": session.reading,
+    }
 
 
 def _found(

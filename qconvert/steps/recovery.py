@@ -8,6 +8,7 @@ from typing import NamedTuple
 from safetensors.torch import load, save
 
 from qconvert.models.fusion import FusedModel
+from qconvert.qconfig import RecoverySection
 from qconvert.quantization.plan import Plan
 from qconvert.quantization.recovery.corrected import Corrected, with_corrections
 from qconvert.quantization.recovery.recover import recover
@@ -31,9 +32,8 @@ class Recovered(NamedTuple):
 def recovered(session: Session, plan: Plan) -> Recovered:
     """By what was found before, if that is fresh."""
     section, model = session.config.recovery, int8_base(session)
-    asked = [method for method in CORRECTING if getattr(section, method) != "off"]
     before = trials_of_equalization(session)
-    if not asked or not plan.macs("int8") or why_not_recovered(session) is not None:
+    if not corrects(session, section, plan):
         return Recovered(model, plan, before)
     key = _key(session, plan)
     record = session.fresh("recovery", RECORD, lambda _: key)
@@ -47,6 +47,12 @@ def recovered(session: Session, plan: Plan) -> Recovered:
     corrections = corrections_of(session.workspace.path(WEIGHTS).read_bytes())
     trials = tuple(map(Trial.model_validate, record["trials"]))
     return Recovered(*with_corrections(model, plan, corrections), (*before, *trials))
+
+
+def corrects(session: Session, section: RecoverySection, plan: Plan) -> bool:
+    """Whether the layers of a plan are to be corrected, and can be."""
+    asked = any(getattr(section, method) != "off" for method in CORRECTING)
+    return asked and plan.macs("int8") > 0 and why_not_recovered(session) is None
 
 
 def bytes_of(found: Mapping[str, Corrected]) -> bytes:

@@ -26,7 +26,6 @@ from qconvert.quantization.plan import FewerBits, Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.quantization.recovery.corrected import with_corrections
 from qconvert.quantization.recovery.recover import recover
-from qconvert.quantization.recovery.trial import CORRECTING
 from qconvert.quantization.tuning.noise import Noise
 from qconvert.quantization.tuning.prediction import Predictor, alone_in_int8, candidates, in_float
 from qconvert.reports.record import accuracy_found
@@ -38,6 +37,7 @@ from qconvert.steps.equalization import int8_base, why_not_recovered
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT, Measured, measured
 from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.recovery import corrects
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by, make_timings
 from qconvert.steps.voice import Silent
@@ -214,8 +214,7 @@ def try_in_float(start: Start, judging: Session, settings: Settings, number: int
 def _recovered(start: Start, plan: Plan, settings: Settings) -> tuple[FusedModel, Plan]:
     """As `convert` does it."""
     session, section = start.session, RecoverySection(**settings.recovery)
-    asked = any(getattr(section, method) != "off" for method in CORRECTING)
-    if not asked or not plan.macs("int8") or why_not_recovered(session) is not None:
+    if not corrects(session, section, plan):
         return start.base, plan
     found, _ = recover(
         session.fused, start.base, plan, *session.recovery_inputs, section, Silent().progress

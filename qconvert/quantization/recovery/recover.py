@@ -17,6 +17,7 @@ from qconvert.models.outputs import tensors
 from qconvert.qconfig import RecoverySection
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.targets import Simulated
+from qconvert.quantization.noise import NoiseShare
 from qconvert.quantization.plan import Plan
 from qconvert.quantization.recovery.corrected import (
     Corrected,
@@ -77,15 +78,10 @@ def sqnr_db(
     output counts by its own power."""
     changed, plan = with_corrections(model, plan, corrections)
     simulated = lower(changed, plan, Simulated())
-    signal: dict[str, float] = {}
-    noise: dict[str, float] = {}
+    noise = NoiseShare()
     with torch.inference_mode():
         for inputs in images:
             found = tensors(simulated(*inputs))
             for name, want in tensors(original.graph(*inputs)).items():
-                if want.is_floating_point():
-                    power, error = want.double().square(), (found[name] - want).double().square()
-                    signal[name] = signal.get(name, 0.0) + float(power.sum())
-                    noise[name] = noise.get(name, 0.0) + float(error.sum())
-    shares = [noise[name] / power for name, power in signal.items() if power]
-    return decibels(float(len(shares)), sum(shares))
+                noise.add(name, want, found[name])
+    return decibels(float(len(noise.shares)), sum(noise.shares))

@@ -13,6 +13,7 @@ from qconvert.models.fusion import FusedModel
 from qconvert.models.outputs import tensors
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.targets import Simulated
+from qconvert.quantization.noise import NoiseShare
 from qconvert.quantization.plan import Plan
 
 
@@ -41,15 +42,10 @@ class Noise:
         simulated = lower(model, plan, Simulated())
         whole = self._assembly.whole
         bodies: Sequence[Any] = [simulated] if whole else self._assembly.split(simulated)
-        signal: dict[tuple[int, str], float] = {}
-        noise: dict[tuple[int, str], float] = {}
+        noise = NoiseShare()
         with torch.inference_mode():
             for number, inputs, wanted in self._calls:
                 found = tensors(bodies[number](*inputs))
                 for name, want in wanted.items():
-                    if want.is_floating_point() and want.numel():
-                        key, error = (number, name), (found[name] - want).double()
-                        signal[key] = signal.get(key, 0.0) + float(want.double().square().sum())
-                        noise[key] = noise.get(key, 0.0) + float(error.square().sum())
-        shares = [noise[key] / power for key, power in signal.items() if power]
-        return sum(shares) / len(shares) if shares else 0.0
+                    noise.add((number, name), want, found[name])
+        return sum(noise.shares) / len(noise.shares) if noise.shares else 0.0
