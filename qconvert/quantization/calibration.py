@@ -97,7 +97,10 @@ def observed_values(model: FusedModel, split: frozenset[str] = frozenset()) -> s
     return {
         node.name
         for node in model.graph.graph.nodes
-        if node.op != "output" and is_tensor(node) and node.name not in inside - split
+        if node.op != "output"
+        and is_tensor(node)
+        and followers[node.name] != "two_terms"
+        and node.name not in inside - split
     }
 
 

@@ -32,6 +32,7 @@ from qconvert.models.operators import (
 )
 from qconvert.qconfig import Isa
 from qconvert.quantization.rules import (
+    TWO_TERMS,
     interpolation_mode,
     is_depthwise,
     is_product,
@@ -77,7 +78,17 @@ class Costs:
 
     def by_table(self, graph: GraphModule, node: Node, way: Way) -> int:
         """Of one operator by itself."""
+        if kind_of(graph, node) == TWO_TERMS:
+            return self._two_terms(prod(shape_of(tensor_inputs(node)[0])), way)
         return self.estimate(class_of(graph, node, way), way, work_of(graph, node))
+
+    def _two_terms(self, elements: int, way: Way) -> int:
+        """Of what it is made of: each term is quantized, the first is taken back from its input,
+        the second made larger, both joined."""
+        single, both = Work(elements, elements, 0), Work(2 * elements, 2 * elements, 0)
+        inside = 2 * self.crossing("quantize", elements) + self.crossing("dequantize", elements)
+        inside += sum(self.estimate(name, "float32", single) for name in ("add", "mul"))
+        return inside + self.estimate("cat", "float32" if way == "float32" else "classic", both)
 
     def estimate(self, name: str, way: str, work: Work) -> int:
         """Of an operator of this class, by the table; of an unknown class, that of `other`."""

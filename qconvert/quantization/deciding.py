@@ -69,6 +69,7 @@ class _Deciding:
         self._costs = costs
         output = next(n for n in model.graph.graph.nodes if n.op == "output")
         self._readers = Readers(units, output)
+        self._exact = self._made_in_float()
 
     def decisions(self) -> list[Decision]:
         in_int8 = (
@@ -95,8 +96,9 @@ class _Deciding:
             asked = unit.asked.precision
             reached = unit.weighted or all(self._made_in_int8(s.name, found) for s in unit.inputs)
             reached = reached and (bool(unit.inputs) or unit.kind == rules.PIXELS)
+            reached = reached and not self._is_exact_sum(len(found))
             wanted = asked == "int8" or (asked == "auto" and reached)
-            found.append(bool(unit.lowerings) and wanted)
+            found.append(unit.kind == rules.TWO_TERMS or (bool(unit.lowerings) and wanted))
         return found
 
     def _where_it_pays(self) -> list[bool]:
@@ -123,10 +125,43 @@ class _Deciding:
                 continue  # constants are quantized once, when the model is saved
             forth = self._costs.crossing("quantize", elements)
             values.append(Value(maker, tuple(readers), forth, back))
-        return divide(costs, values)[:outside]
+        return [
+            in_int8 or unit.kind == rules.TWO_TERMS
+            for unit, in_int8 in zip(self._units, divide(costs, values)[:outside], strict=True)
+        ]
+
+    def _made_in_float(self) -> set[int]:
+        """What is read in two terms, and the terms of its sums, all the way up: layers return
+        float, and sums are float."""
+        found = set[int]()
+        waiting = [s for unit in self._units if unit.kind == rules.TWO_TERMS for s in unit.inputs]
+        while waiting:
+            maker = self._readers.makers.get(waiting.pop().name)
+            if maker is None or maker in found:
+                continue
+            unit = self._units[maker]
+            if unit.kind == "add" and unit.asked.precision != "int8":
+                waiting += unit.inputs
+            elif not (unit.weighted and any(map(unit.returns_float, unit.lowerings))):
+                continue
+            found.add(maker)
+        return found
+
+    def _is_exact_sum(self, i: int) -> bool:
+        return i in self._exact and self._units[i].kind == "add"
+
+    def _reads_two_terms(self, unit: Unit) -> bool:
+        makers = (self._readers.makers.get(source.name) for source in unit.inputs)
+        return any(m is not None and self._units[m].kind == rules.TWO_TERMS for m in makers)
 
     def _float_and_int8(self, unit: Unit) -> tuple[int, int]:
         in_float = self._float(unit)
+        if unit.kind == rules.TWO_TERMS or self._is_exact_sum(
+            self._readers.makers[unit.value.name]
+        ):
+            return in_float, NEVER
+        if self._reads_two_terms(unit) and unit.asked.precision == "auto":
+            return NEVER, min(self._int8(unit, family) for family in unit.lowerings)
         if unit.asked.precision in ("float32", "dynamic") or not unit.lowerings:
             return in_float, NEVER
         in_int8 = min(self._int8(unit, family) for family in unit.lowerings)
@@ -166,6 +201,8 @@ class _Deciding:
         asked = unit.asked
         if unit.given:
             return Decision("given", unit.impossible)
+        if self._is_exact_sum(self._readers.makers[unit.value.name]):
+            return Decision("float32", "its sum is read in two terms, or is part of one that is")
         if asked.precision == "float32":
             return Decision("float32", f"the qconfig asks for it ({asked.precision_from})")
         if asked.precision == "dynamic":
@@ -200,7 +237,7 @@ class _Deciding:
             else:
                 here += self._costs.crossing("quantize", elements)
         elements = prod(shape_of(unit.value))
-        if all(in_int8[i] for i in self._readers.of(unit.value)):
+        if self._read_in_int8(unit.value, in_int8) == self._readers.of(unit.value):
             in_float += self._costs.crossing("quantize", elements)
         else:
             here += self._costs.crossing("dequantize", elements)
@@ -286,12 +323,14 @@ class _Deciding:
         values = []
         for value in self._readers.values():
             maker = self._readers.makers.get(value.name, outside)
-            if maker != outside and (not in_int8[maker] or self._all_float(maker, in_int8)):
+            if maker != outside and (
+                not in_int8[maker] or self._all_float(maker, in_int8) or maker in self._exact
+            ):
                 maker = outside
             readers = [
                 layer_of.get(i, i)
-                for i in self._readers.of(value)
-                if in_int8[i] and layer_of.get(i, i) != maker
+                for i in self._read_in_int8(value, in_int8)
+                if layer_of.get(i, i) != maker
             ]
             if not readers:
                 continue
@@ -311,12 +350,13 @@ class _Deciding:
         last = self._units[sums[i]] if i in sums else unit
         elements = prod(shape_of(last.value))
         to_float = self._costs.crossing("dequantize", elements)
-        read_as_float = last.value.name in self._readers.returned or any(
-            not in_int8[reader] for reader in self._readers.of(last.value)
+        read_as_float = last.value.name in self._readers.returned or (
+            self._read_in_int8(last.value, in_int8) != self._readers.of(last.value)
         )
         found = []
         for family in ("classic", "direct"):
-            if family not in unit.lowerings:
+            never = i in self._exact and not unit.returns_float(family)
+            if family not in unit.lowerings or never:
                 found.append(NEVER)
                 continue
             floats = i not in sums and self._returns_float(i, in_int8, family)
@@ -335,12 +375,20 @@ class _Deciding:
 
     def _all_float(self, i: int, in_int8: Sequence[bool]) -> bool:
         """Whether nobody reads a unit's result in int8."""
-        return not any(in_int8[reader] for reader in self._readers.of(self._units[i].value))
+        return not self._read_in_int8(self._units[i].value, in_int8)
+
+    def _read_in_int8(self, value: Node, in_int8: Sequence[bool]) -> list[int]:
+        """Who reads a value in int8."""
+        return [
+            i for i in self._readers.of(value)
+            if in_int8[i] and self._units[i].kind != rules.TWO_TERMS
+        ]  # fmt: skip
 
     def _returns_float(self, i: int, in_int8: Sequence[bool], family: Lowering) -> bool:
         """A layer that nobody reads in int8 returns its sums, which are never rounded to 8 bits."""
         unit = self._units[i]
-        return unit.weighted and unit.returns_float(family) and self._all_float(i, in_int8)
+        floats = i in self._exact or self._all_float(i, in_int8)
+        return unit.weighted and unit.returns_float(family) and floats
 
 
 def _slower(in_float: int, in_int8: int) -> str:

@@ -30,6 +30,7 @@ from qconvert.models.operators import (
 )
 from qconvert.models.parts import needed_for
 from qconvert.qconfig import QuantizationSection
+from qconvert.quantization import rules
 from qconvert.quantization.costs import Costs, Way, Work
 from qconvert.quantization.deciding import Decision, decide
 from qconvert.quantization.kernels import FLOAT_LINEAR
@@ -81,7 +82,9 @@ class Operator(Record):
     def reads_float(self) -> bool:
         """Whether its inputs must be float: of int8 kernels, that of the last layer quantizes its
         input by itself."""
-        return self.precision != "int8" or self.kernel == FLOAT_LINEAR
+        return (
+            self.precision != "int8" or self.kernel == FLOAT_LINEAR or self.kind == rules.TWO_TERMS
+        )
 
     @property
     def makes_float(self) -> bool:

@@ -93,7 +93,7 @@ def written(
         if decision.sum_of is None
         for line, outcome in _lines(model, unit, decision)
     ]
-    read = {name for o in operators if o.precision == "int8" for name in o.inputs}
+    read = {name for o in operators if _reads_int8(o) for name in o.inputs}
     made = {o.value for o in operators if o.precision == "int8" and not o.float_output}
     plan = Plan(
         isa=section.isa,
@@ -107,6 +107,10 @@ def written(
     if fewer_bits is None and section.isa != "vnni":
         fewer_bits = bounded(model, plan, "nothing was measured")
     return _with_fewer_bits(model, plan, units, fewer_bits or {})
+
+
+def _reads_int8(operator: PlannedOperator) -> bool:
+    return operator.precision == "int8" and operator.kind != rules.TWO_TERMS
 
 
 def _with_fewer_bits(
@@ -156,7 +160,7 @@ def _with_range_of_their_own(operators: list[PlannedOperator], made: set[str]) -
     return {
         name
         for o in operators
-        if o.value in made and o.kind not in (*rules.SAME_RANGE, rules.PIXELS)
+        if o.value in made and o.kind not in (*rules.SAME_RANGE, *rules.HELD_AS_THEY_ARE)
         for name in (o.node, o.value)
     }
 

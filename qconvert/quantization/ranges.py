@@ -9,9 +9,10 @@ from torch.fx import GraphModule, Node
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import clip_bounds, kind_of, module_of
 from qconvert.models.pixels import PixelShares
+from qconvert.models.two_terms import TwoTerms
 from qconvert.qconfig import ActivationScheme, QuantizationSection
 from qconvert.quantization import rules
-from qconvert.quantization.affine import affine, symmetric
+from qconvert.quantization.affine import QuantParams, affine, symmetric
 from qconvert.quantization.calibration import Calibration
 from qconvert.quantization.deciding import Decision
 from qconvert.quantization.distribution import Distribution
@@ -54,7 +55,7 @@ class Ranges:
         for unit, decision in pairs:
             if decision.precision != "int8":
                 continue
-            for source in unit.inputs:
+            for source in unit.inputs if unit.kind != rules.TWO_TERMS else ():
                 if source.name not in inside:
                     self._hold(source)
             if unit.node.name in inside or decision.float_output:
@@ -64,6 +65,9 @@ class Ranges:
             elif unit.kind == rules.PIXELS:
                 shares = module_of(self._graph, unit.node)
                 self.tensors[unit.value.name] = held_as_they_are(shares)
+            elif unit.kind == rules.TWO_TERMS:
+                terms = module_of(self._graph, unit.node)
+                self.tensors[unit.value.name] = held_in_two_terms(terms)
             else:
                 self._hold(unit.value, self._bound(unit))
         self._share([unit for unit, decision in pairs if decision.precision == "int8"])
@@ -162,6 +166,20 @@ def held_as_they_are(shares: PixelShares) -> TensorParams:
         zero_point=shares.zero,
         quant_min=step.quant_min,
         quant_max=step.quant_max,
+    )
+
+
+def held_in_two_terms(terms: TwoTerms) -> TensorParams:
+    """Both terms have the steps of the first."""
+    params = QuantParams(terms.scale, terms.zero_point)
+    return TensorParams(
+        observer="none: two terms",
+        range_min=params.minimum,
+        range_max=params.maximum,
+        scale=params.scale,
+        zero_point=params.zero_point,
+        quant_min=params.quant_min,
+        quant_max=params.quant_max,
     )
 
 

@@ -52,6 +52,10 @@ ALONE = ("leaky_relu",)
 COMBINING = ("add", "mul", "cat", *ALONE)
 # The model's input as it is: 8 bits that nobody chose a range for.
 PIXELS = "pixels"
+# Reads float, and makes of it integers whose scale it has by itself.
+TWO_TERMS = "two_terms"
+# Their result is held as it must be, whatever was seen of it.
+HELD_AS_THEY_ARE = (PIXELS, TWO_TERMS)
 # Above so many channels the x86 engine hands depthwise convolutions to fbgemm.
 _FBGEMM_DEPTHWISE = 100
 _DIMENSIONS = {"conv1d": 3, "conv2d": 4, "conv3d": 5}
@@ -120,7 +124,7 @@ def why_impossible(
         return "torch's int8 transposed convolutions take no per-channel weights"
     if kind in COMBINING:
         return _why_not_combining(node, kind, lowering)
-    if kind == PIXELS:
+    if kind in HELD_AS_THEY_ARE:
         return None
     if kind == "normalization":
         return str(node.meta.get(WHY_FLOAT))

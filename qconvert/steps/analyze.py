@@ -16,13 +16,13 @@ from qconvert.quantization.sensitivity.subject import Subject, with_plan
 from qconvert.reports.analysis import Analysis
 from qconvert.reports.plots import analysis_svg
 from qconvert.steps.calibrate import make_calibration, read_calibration
-from qconvert.steps.equalization import int8_base
 from qconvert.steps.fuse import check_same_weights
 from qconvert.steps.measured import measured
 from qconvert.steps.overflow import make_overflow, plan_inputs, planned
 from qconvert.steps.recovery import recovered
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by, make_timings
+from qconvert.steps.two_terms import int8_base
 from qconvert.workspace import digest, write_atomically
 
 RECORD = "analysis.json"

@@ -195,6 +195,13 @@ def _check_prediction(
                 errors[i] += (other.double() - reference.double()).square().sum().item()
     predicted, found = (decibels(signal, error) for error in errors)
     if found < predicted - _PREDICTION_TOLERANCE_DB and found < 40:
+        if session.config.quantization.isa == "vnni" and not here().vnni:
+            raise VerificationError(
+                f"the int8 model has {found:.1f} dB of SQNR here and {predicted:.1f} on CPUs with "
+                "VNNI: on this one, sums of 8-bit products overflow",
+                where="quantization.isa",
+                fix="convert on a CPU with VNNI, or for this one: isa: portable",
+            )
         raise VerificationError(
             f"the int8 model has {found:.1f} dB of SQNR where its plan predicts {predicted:.1f}: "
             "an operator computes something else",

@@ -23,7 +23,6 @@ from qconvert.quantization.training.finetuned import Finetuned, with_finetuned
 from qconvert.quantization.training.history import HeldOut, Training
 from qconvert.quantization.training.learner import Learner
 from qconvert.quantization.training.train import Ended, Talk, Trainer
-from qconvert.steps.equalization import int8_base
 from qconvert.steps.learning import TrainingTeam, device, learner_of
 from qconvert.steps.measured import Measured
 from qconvert.steps.recovery import Recovered, bytes_of
@@ -31,6 +30,7 @@ from qconvert.steps.requests import Learning, send_content
 from qconvert.steps.same_model import check_model
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.training_images import divided
+from qconvert.steps.two_terms import int8_base
 from qconvert.workspace import Workspace, write_atomically
 
 # Where each part goes on after it was interrupted; they are removed at the end.

@@ -17,8 +17,8 @@ from qconvert.steps.session import CALIBRATION_RECORD, FEWEST_FOR_RECOVERY, Sess
 TRIAL = "equalization"
 
 
-def int8_base(session: Session) -> FusedModel:
-    """The float model that int8 is made of: what `calibrate` chose."""
+def calibrated_model(session: Session) -> FusedModel:
+    """The float model that was calibrated: what `calibrate` chose."""
     kept = any(trial.kept for trial in trials_of_equalization(session))
     return session.equalized if kept else session.fused
 

@@ -36,7 +36,7 @@ from qconvert.steps import finetune as finetune_step
 from qconvert.steps import fuse as fuse_step
 from qconvert.steps.auditing import PICTURE as AUDIT_PICTURE
 from qconvert.steps.auditing import audit_lines, recorded_audit
-from qconvert.steps.equalization import int8_base, trials_of_equalization
+from qconvert.steps.equalization import trials_of_equalization
 from qconvert.steps.init import write_starter
 from qconvert.steps.inspect import draw, foretell, look_into
 from qconvert.steps.judging import judge
@@ -53,6 +53,7 @@ from qconvert.steps.trail_log import QCONFIG as TUNED
 from qconvert.steps.trail_log import RECORD as TRAIL
 from qconvert.steps.tune import PICTURE as TUNE_PICTURE
 from qconvert.steps.tune import make_tuned
+from qconvert.steps.two_terms import int8_base, trials_of_two_terms
 from qconvert.steps.voice import Voice
 
 # Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
@@ -182,7 +183,7 @@ def run_calibrate(session: Session) -> Outcome:
         f"{record['images']} images, {len(record['tensors'])} tensors, observer "
         f"{session.config.quantization.activations.observer}",
         f"planned: {plan.int8_macs:.2%} of multiply-accumulates in int8",
-        *trial_lines(trials_of_equalization(session)),
+        *trial_lines((*trials_of_equalization(session), *trials_of_two_terms(session))),
         *(audit_lines(audit) if (audit := recorded_audit(session)) else ()),
     )
     names = [calibrate_step.DISTRIBUTIONS, AUDIT_PICTURE, calibrate_step.RECORD]

@@ -16,10 +16,10 @@ from qconvert.quantization.plan import FewerBits, Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.steps.calibrate import DISTRIBUTIONS, read_calibration
 from qconvert.steps.calibrate import RECORD as CALIBRATION
-from qconvert.steps.equalization import int8_base
 from qconvert.steps.fuse import fused_digest
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by
+from qconvert.steps.two_terms import int8_base, make_two_terms, two_terms_facts
 from qconvert.workspace import digest
 
 RECORD = "overflow.json"
@@ -33,6 +33,7 @@ _IMAGES = 8
 
 def make_overflow(session: Session, timings: Timings | None) -> dict[str, FewerBits]:
     """What layers give up, by the names of their nodes: what was found before, if that is fresh."""
+    make_two_terms(session, timings)
     classes = WITHOUT_VNNI[session.config.quantization.isa]
     if not classes:
         return {}
@@ -67,6 +68,7 @@ def plan_inputs(
         "quantization": config.quantization.model_dump(mode="json"),
         "recovery": config.recovery.model_dump(mode="json"),
         "timings": timings,
+        "two_terms": two_terms_facts(session),
         "fewer_bits": {node: given_up.model_dump() for node, given_up in fewer_bits.items()},
         "reading": session.reading,
     }
@@ -111,5 +113,6 @@ def _key(session: Session, timings: Timings | None) -> str:
             "reading": session.reading,
             "quantization": session.config.quantization.model_dump(mode="json"),
             "timings": timings,
+            "two_terms": two_terms_facts(session),
         }
     )

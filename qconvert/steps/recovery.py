@@ -13,8 +13,9 @@ from qconvert.quantization.plan import Plan
 from qconvert.quantization.recovery.corrected import Corrected, with_corrections
 from qconvert.quantization.recovery.recover import recover
 from qconvert.quantization.recovery.trial import CORRECTING, Trial
-from qconvert.steps.equalization import int8_base, trials_of_equalization, why_not_recovered
+from qconvert.steps.equalization import trials_of_equalization, why_not_recovered
 from qconvert.steps.session import Session
+from qconvert.steps.two_terms import int8_base, trials_of_two_terms
 from qconvert.workspace import digest, write_atomically
 
 RECORD = "recovery.json"
@@ -32,7 +33,7 @@ class Recovered(NamedTuple):
 def recovered(session: Session, plan: Plan) -> Recovered:
     """By what was found before, if that is fresh."""
     section, model = session.config.recovery, int8_base(session)
-    before = trials_of_equalization(session)
+    before = (*trials_of_equalization(session), *trials_of_two_terms(session))
     if not corrects(session, section, plan):
         return Recovered(model, plan, before)
     key = _key(session, plan)

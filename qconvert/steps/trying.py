@@ -33,13 +33,14 @@ from qconvert.reports.trail import Anchor, Settings, Tried
 from qconvert.steps.benchmark import coverage_of, size_of
 from qconvert.steps.calibrate import read_calibration
 from qconvert.steps.convert import INT8, make_int8
-from qconvert.steps.equalization import int8_base, why_not_recovered
+from qconvert.steps.equalization import why_not_recovered
 from qconvert.steps.judging import judge
 from qconvert.steps.measured import FLOAT, Measured, measured
 from qconvert.steps.overflow import make_overflow, planned
 from qconvert.steps.recovery import corrects
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by, make_timings
+from qconvert.steps.two_terms import int8_base
 from qconvert.steps.voice import Silent
 
 # Images that show what an operator's int8 costs; of models with kept code fewer, for all that
@@ -124,8 +125,13 @@ class Start:
     def planned(self, names: frozenset[str]) -> Plan:
         """The plan with these operators in float, before anything is recovered."""
         section = in_float(self.session.config.quantization, names)
-        costs = self.predictor.costs
-        return make_plan(self.base, self.calibration, section, costs, self.fewer_bits)
+        base, costs = self.base_with(names), self.predictor.costs
+        return make_plan(base, self.calibration, section, costs, self.fewer_bits)
+
+    def base_with(self, names: frozenset[str]) -> FusedModel:
+        """The float model that int8 is made of where these operators are in float, which read
+        nothing in two terms."""
+        return int8_base(self.session, in_float(self.session.config.quantization, names))
 
     def noise_of(self, name: str) -> float:
         """The noise at the measured output, as a share of the signal, where one of the candidates
@@ -134,8 +140,9 @@ class Start:
         Not what goes when it alone is in float: that is a difference of two sums of all noise,
         whose parts meet by chance, and which recovery has made to fit each other."""
         section = alone_in_int8(self.session.config.quantization, name, self.candidates)
-        plan = make_plan(self.base, self.calibration, section, self.predictor.costs, {})
-        return self.noise.share(self.base, plan)
+        base = int8_base(self.session, section)
+        plan = make_plan(base, self.calibration, section, self.predictor.costs, {})
+        return self.noise.share(base, plan)
 
     def measure(self) -> Anchor:
         """The latency of its file, at the first batch size and thread count."""
@@ -198,7 +205,7 @@ def try_in_float(start: Start, judging: Session, settings: Settings, number: int
     on the judging images; the model is not saved."""
     begin = time.perf_counter()
     session, names = start.session, frozenset(settings.in_float)
-    model, plan = _recovered(start, start.planned(names), settings)
+    model, plan = _recovered(start, names, settings)
     script = torchscript.freeze(session.fused.assembly.script(lower(model, plan, Int8(plan))))
     accuracy = judge(judging, script, "judging", None)
     float_bytes = session.workspace.path(FLOAT).stat().st_size
@@ -211,15 +218,16 @@ def try_in_float(start: Start, judging: Session, settings: Settings, number: int
     return _tried(number, settings, plan.digest(), accuracy, found, anchor, latency_s, seconds)
 
 
-def _recovered(start: Start, plan: Plan, settings: Settings) -> tuple[FusedModel, Plan]:
-    """As `convert` does it."""
+def _recovered(start: Start, names: frozenset[str], settings: Settings) -> tuple[FusedModel, Plan]:
+    """As `convert` does it, with operators of these names in float."""
     session, section = start.session, RecoverySection(**settings.recovery)
+    base, plan = start.base_with(names), start.planned(names)
     if not corrects(session, section, plan):
-        return start.base, plan
+        return base, plan
     found, _ = recover(
-        session.fused, start.base, plan, *session.recovery_inputs, section, Silent().progress
+        session.fused, base, plan, *session.recovery_inputs, section, Silent().progress
     )
-    return with_corrections(start.base, plan, found)
+    return with_corrections(base, plan, found)
 
 
 def _tried(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from qconvert.errors import QConfigError, VerificationError
 from qconvert.qconfig import RecoverySection
 from qconvert.qconfig_file import load
-from qconvert.quantization.recovery.trial import Method
+from qconvert.quantization.recovery.trial import METHODS
 from qconvert.quantization.tuning.order import order
 from qconvert.quantization.tuning.prediction import Prediction
 from qconvert.quantization.tuning.search import search
@@ -41,7 +41,6 @@ from qconvert.workspace import Workspace, digest, write_atomically
 PICTURE = "tune.svg"
 # Where the start is converted, if it is not what the user's qconfig converts to.
 _STARTING = "tune"
-_ALL: tuple[Method, ...] = ("equalization", "rounding", "bias_correction")
 
 
 def make_tuned(session: Session) -> Trail:
@@ -117,7 +116,7 @@ class _Tuning:
         own = self._starts[0]
         tried = self._started(own)
         self._check_measurable(tried)
-        off = [m for m in _ALL if getattr(self._session.config.recovery, m) == "off"]
+        off = [m for m in METHODS if getattr(self._session.config.recovery, m) == "off"]
         if tried.met(self._limits) or not off or self._over():
             return own
         self._session.voice.say(f"tune: with recovery: {', '.join(off)}")

@@ -16,6 +16,9 @@ from typing import Any
 
 import warm
 import yaml
+from isa_here import ISA
+
+from qconvert.quantization.recovery.trial import METHODS
 
 # The command, as a process runs it.
 QCONVERT = (sys.executable, "-m", "qconvert")
@@ -23,7 +26,7 @@ QCONVERT = (sys.executable, "-m", "qconvert")
 # waits for itself, and a process takes a third longer.
 UNMEASURED = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
-NO_RECOVERY = dict.fromkeys(("equalization", "rounding", "bias_correction"), "off")
+NO_RECOVERY = dict.fromkeys(METHODS, "off")
 
 NETWORK = """
 import torch
@@ -124,7 +127,7 @@ class Project:
             "model": {"source": "network.py:network", "checkpoint": "weights.pt"},
             "data": {"calibration": "images", "preprocess": {"mean": [0.5], "std": [0.25]}},
             "benchmark": {"threads": [1], "seconds": 0.05},
-            "quantization": {"isa": "vnni"},
+            "quantization": {"isa": ISA},
             "recovery": NO_RECOVERY,
             "output": "out",
             **changes,

@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from isa_here import ISA
 from PIL import Image
 from project import Project
 
-INT8 = {"decide": "int8", "isa": "vnni"}
+INT8 = {"decide": "int8", "isa": ISA}
 
 
 @pytest.fixture(scope="module")

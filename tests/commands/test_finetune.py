@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from isa_here import ISA
 from project import Project
 from team import torchrun
 
 # Ranges that are far too narrow: what is cut off is learned again.
 INT8 = {
     "decide": "int8",
-    "isa": "vnni",
+    "isa": ISA,
     "activations": {"observer": "percentile", "percentile": 0.8},
 }
 BRIEF = {

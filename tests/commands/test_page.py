@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from isa_here import ISA
 from PIL import Image
 from project import NETWORK, Project
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 # Ranges that hold a part of the values only: int8 gives other answers.
-CLIPPED = {"isa": "vnni", "activations": {"observer": "percentile", "percentile": 0.6}}
+CLIPPED = {"isa": ISA, "activations": {"observer": "percentile", "percentile": 0.6}}
 
 
 def undecided(project: Project) -> None:

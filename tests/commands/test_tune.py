@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from isa_here import ISA
 from project import NO_RECOVERY, QCONVERT, UNMEASURED, Project
 
 from qconvert.errors import BUDGETS_MISSED
@@ -23,7 +24,7 @@ from qconvert.errors import BUDGETS_MISSED
 # Int8 as bad as can be: one scale for weights of very different size, and a tenth of all values
 # clipped. Equalization and the others help, but not enough.
 BAD = {
-    "decide": "int8", "isa": "vnni", "weights": {"observer": "minmax"},
+    "decide": "int8", "isa": ISA, "weights": {"observer": "minmax"},
     "activations": {"observer": "percentile", "percentile": 0.9},
 }  # fmt: skip
 WANTED = 0.998

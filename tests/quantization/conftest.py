@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from isa_here import ISA
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -88,7 +89,7 @@ def converted(image_set: ImageSet, trained: Callable[[nn.Module], nn.Module]):
         shown = images[:1] if example is None else example
         fused = fuse(capture(original, [shown], None, lambda: [[x] for x in others]))
         # Such small networks are faster in float; what is tested is int8, with all its bits.
-        usual = {"decide": "int8", "isa": "vnni"}
+        usual = {"decide": "int8", "isa": ISA}
         section = QuantizationSection.model_validate({**usual, **settings})
         split = split_pairs(fused, asked_for(fused, section))
         calibration = calibrate(fused, image_set, read, batch_size=4, averaging=0.01, split=split)

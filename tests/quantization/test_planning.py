@@ -8,6 +8,7 @@ from pathlib import Path
 import networks
 import pytest
 import torch
+from isa_here import needs_vnni
 from torch import nn
 
 from qconvert import torchscript
@@ -154,7 +155,7 @@ def with_relu() -> nn.Module:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("isa", ["vnni", "portable"])
+@pytest.mark.parametrize("isa", [pytest.param("vnni", marks=needs_vnni), "portable"])
 def test_linear_layer_is_dynamic_when_asked(converted, tmp_path: Path, isa: str) -> None:
     """It reads and returns float; its activation is an operator of its own."""
     rule = {"match": "4", "precision": "dynamic"}
@@ -237,7 +238,7 @@ def test_unmeasured_plan_without_vnni_cannot_overflow(converted, isa: str, schem
 
 
 def test_layers_that_give_up_bits_are_named_with_their_channels(converted) -> None:
-    whole = converted(networks.relu6)
+    whole = converted(networks.relu6, isa="vnni")
     given_up = FewerBits(what="weights", neighbours=(0, 2), of=8, reason="it overflows")
     node = whole.operator("0").node
     section = QuantizationSection(isa="portable", decide="int8")

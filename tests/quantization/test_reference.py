@@ -21,6 +21,7 @@ import generated
 import numpy as np
 import pytest
 import torch
+from isa_here import ISA
 from reference import Check, Recorded, Reference
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
@@ -69,7 +70,7 @@ class Setting:
     quantization: dict[str, Any]
 
 
-INT8 = {"decide": "int8", "isa": "vnni"}
+INT8 = {"decide": "int8", "isa": ISA}
 SETTINGS = [
     Setting("classic", range(90), {**INT8, "lowering": "classic"}),
     Setting("direct", range(75), {**INT8, "lowering": "direct"}),
@@ -79,7 +80,7 @@ SETTINGS = [
     Setting("affine_weights", range(140, 155), {**INT8, "weights": {"scheme": "affine"}}),
     Setting("per_tensor", range(160, 172), {**INT8, "weights": {"observer": "minmax"}}),
     Setting("symmetric", range(180, 195), {**INT8, "activations": {"scheme": "symmetric"}}),
-    Setting("table", range(200, 230), {"decide": "table", "isa": "vnni"}),
+    Setting("table", range(200, 230), {"decide": "table", "isa": ISA}),
 ]
 
 

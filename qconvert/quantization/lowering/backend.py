@@ -108,6 +108,11 @@ class Backend(Protocol):
         """A `PixelShares` of the model's input."""
         ...
 
+    def two_terms(self, operator: PlannedOperator, module: Any, path: str, x: Node,
+                  held: TensorParams, dimensions: int) -> Node:  # fmt: skip
+        """A `TwoTerms` of a float value."""
+        ...
+
 
 class Target(Protocol):
     """The backends of one kind of result, which build one graph together. `layers` are those that
@@ -238,6 +243,15 @@ class _Lowering:
                 self._path(operator, node),
                 self._any_form(node.all_input_nodes[0]),
                 self._plan.tensors[operator.value],
+            )
+        elif operator.kind == rules.TWO_TERMS:
+            new = backend.two_terms(
+                operator,
+                module_of(self._model.graph, node),
+                self._path(operator, node),
+                self._as_float(node.all_input_nodes[0]),
+                self._plan.tensors[operator.value],
+                len(shape_of(node)),
             )
         elif operator.kind == "batch_norm":
             new = backend.normalize(

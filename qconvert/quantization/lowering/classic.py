@@ -18,6 +18,7 @@ from qconvert.quantization.kernels import FLOAT_LINEAR, operator
 from qconvert.quantization.lowering.backend import FLOAT, Call, Layer
 from qconvert.quantization.lowering.pixels import pixels_module
 from qconvert.quantization.lowering.reinterpretation import as_quint8
+from qconvert.quantization.lowering.two_terms import in_two_terms
 from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import padding
 from qconvert.quantization.weights import on_grid, quantized
@@ -110,6 +111,18 @@ class ClassicBackend:
         self.modules[path] = pixels_module(module, held)
         node = self.graph.call_module(path, (x,))
         return self.bring(node, "direct", held, 4)
+
+    def two_terms(
+        self,
+        operator: PlannedOperator,
+        module: Any,
+        path: str,
+        x: Node,
+        held: TensorParams,
+        dimensions: int,
+    ) -> Node:
+        """Each term is quantized by itself."""
+        return in_two_terms(self, module, x, held, dimensions)
 
     def _bounded(self, node: Node, held: TensorParams) -> Node:
         """Keeps integers inside a plan's bits where these are fewer than 8."""

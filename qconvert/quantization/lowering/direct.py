@@ -24,6 +24,7 @@ from qconvert.quantization.lowering.direct_layers import (
 )
 from qconvert.quantization.lowering.pixels import pixels_module
 from qconvert.quantization.lowering.reinterpretation import as_quint8, as_uint8
+from qconvert.quantization.lowering.two_terms import in_two_terms
 from qconvert.quantization.plan import PlannedOperator, TensorParams
 from qconvert.quantization.rules import ALONE, max_pool_settings, padding
 from qconvert.quantization.weights import on_grid, quantized
@@ -143,6 +144,18 @@ class DirectBackend:
         """As they are."""
         self.modules[path] = pixels_module(module, held)
         return self.graph.call_module(path, (x,))
+
+    def two_terms(
+        self,
+        operator: PlannedOperator,
+        module: Any,
+        path: str,
+        x: Node,
+        held: TensorParams,
+        dimensions: int,
+    ) -> Node:
+        """Each term is quantized by itself."""
+        return in_two_terms(self, module, x, held, dimensions)
 
     def _pad(self, x: Node, call: Call, held: TensorParams) -> Node:
         """With the integer that stands for zero."""

@@ -89,6 +89,19 @@ class SimulatedBackend:
         self.modules[path] = module
         return self._rounded(self.graph.call_module(path, (x,)), held)
 
+    def two_terms(
+        self,
+        operator: PlannedOperator,
+        module: Any,
+        path: str,
+        x: Node,
+        held: TensorParams,
+        dimensions: int,
+    ) -> Node:
+        """The float operator, whose second term is rounded."""
+        self.modules[path] = module
+        return self._rounded(self.graph.call_module(path, (x,)), held)
+
     def _finished(self, node: Node, operator: PlannedOperator, held: TensorParams | None) -> Node:
         """Applies the activation that the kernel would."""
         function, arguments, kwargs = activation_in_float(operator)

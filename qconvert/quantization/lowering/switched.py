@@ -116,6 +116,19 @@ class SwitchedBackend(SimulatedBackend):
         operator = next(o for o in lines if o.kind == PIXELS and tensors[o.value] is held)
         return self._noted(operator, super().pixels(module, path, x, held), held)
 
+    def two_terms(
+        self,
+        operator: PlannedOperator,
+        module: Any,
+        path: str,
+        x: Node,
+        held: TensorParams,
+        dimensions: int,
+    ) -> Node:
+        """Its result has a switch."""
+        node = super().two_terms(operator, module, path, x, held, dimensions)
+        return self._noted(operator, node, held)
+
     def _noted(
         self,
         operator: PlannedOperator,

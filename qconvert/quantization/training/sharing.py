@@ -23,7 +23,7 @@ def with_learned_ranges(plan: Plan) -> tuple[Plan, dict[str, LearnedRange]]:
         value = operator.value
         if operator.kind in rules.SAME_RANGE:
             groups.merge(operator.inputs[0], value)
-        elif operator.kind == rules.PIXELS:
+        elif operator.kind in rules.HELD_AS_THEY_ARE:
             fixed.add(value)
         elif operator.kind == "cat":
             for source in operator.inputs:

@@ -101,7 +101,7 @@ def candidates(model: FusedModel, section: QuantizationSection, plan: Plan) -> d
     free = {name for name, asked in asked_for(model, section).items() if asked.precision == "auto"}
     found: dict[str, Precision] = {}
     for operator in plan.operators:
-        rounds = operator.kind not in (*rules.SAME_RANGE, rules.PIXELS)
+        rounds = operator.kind not in (*rules.SAME_RANGE, *rules.HELD_AS_THEY_ARE)
         if not rounds or operator.node not in free or operator.precision in ("float32", "given"):
             continue
         precision: Precision = "dynamic" if operator.precision == "dynamic" else "int8"

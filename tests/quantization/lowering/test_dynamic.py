@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from isa_here import needs_vnni
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.nn.utils.rnn import pack_sequence
@@ -49,6 +50,8 @@ LINEAR = {
     "linear": lambda: nn.Linear(20, 24),
     "linear no bias": lambda: nn.Linear(20, 24, bias=False),
 }
+# Whether inputs have 7 bits, and their largest integer.
+BITS = [pytest.param(False, 255, marks=needs_vnni), (True, 127)]
 Layer = nn.Linear | nn.LSTM | nn.GRU
 
 
@@ -154,7 +157,7 @@ def in_float64(
 
 @pytest.mark.parametrize("shape", [(20,), (1, 20), (5, 20), (2, 3, 20)])
 @pytest.mark.parametrize("name", LINEAR)
-@pytest.mark.parametrize(("reduce_range", "largest"), [(False, 255), (True, 127)])
+@pytest.mark.parametrize(("reduce_range", "largest"), BITS)
 def test_linear_is_as_far_from_float_as_its_integers_allow(
     name: str, shape: tuple[int, ...], reduce_range: bool, largest: int
 ) -> None:
@@ -167,7 +170,7 @@ def test_linear_is_as_far_from_float_as_its_integers_allow(
     assert bool((difference <= bound + ROUNDING).all())
 
 
-@pytest.mark.parametrize(("reduce_range", "largest"), [(False, 255), (True, 127)])
+@pytest.mark.parametrize(("reduce_range", "largest"), BITS)
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_is_exact_on_its_integers(name: str, reduce_range: bool, largest: int) -> None:
     layer, x = made(LINEAR[name]), noise(7, 20) + 1
@@ -182,7 +185,7 @@ def test_linear_with_relu() -> None:
     assert 0 < float((have == 0).float().mean()) < 1
 
 
-@pytest.mark.parametrize(("reduce_range", "largest"), [(False, 255), (True, 127)])
+@pytest.mark.parametrize(("reduce_range", "largest"), BITS)
 @pytest.mark.parametrize("name", RECURRENT_LAYERS)
 def test_recurrent_is_exact_on_its_integers(name: str, reduce_range: bool, largest: int) -> None:
     layer, x = made(RECURRENT_LAYERS[name]), noise(4, 4, 20)
@@ -204,6 +207,7 @@ def distance(have: Tensor, want: Tensor) -> float:
     return float((have - want).square().mean().sqrt() / want.square().mean().sqrt())
 
 
+@needs_vnni
 @pytest.mark.parametrize("batch", [(), (5,)], ids=["no batch", "batch"])
 @pytest.mark.parametrize("given", [False, True], ids=["from zero", "from a state"])
 @pytest.mark.parametrize("name", RECURRENT_LAYERS)
@@ -302,7 +306,8 @@ def test_file_computes_the_same_in_another_process(
 
 BUILD = """
 import hashlib, os, sys
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
+folder = os.path.dirname(sys.argv[1])
+sys.path[:0] = folder, os.path.dirname(os.path.dirname(folder))
 import test_dynamic as t
 for i in range(int(sys.argv[2])):
     t.torchscript.trace(t.nn.Sequential(t.nn.ReLU(), t.nn.Linear(20, 20)), [t.noise(2, 20)])
