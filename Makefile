@@ -4,7 +4,7 @@ QCONFIG ?= configs/fashion.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers bench-calibration bench-accuracy bench-portable bench-foreign bench-finetune bench-tune account zoo zoo-all clean
+.PHONY: help install demo demo-textline demo-imagenet demo-efficientnet-lite0 test lint docs costs figures bench-peers bench-calibration bench-accuracy bench-samples bench-portable bench-foreign bench-finetune bench-tune account zoo zoo-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-calibration: install ## calibration beside a forward pass, into docs/perfo
 
 bench-accuracy: install ## accuracy beside NNCF and ONNX Runtime, into docs/accuracy.md: ten minutes
 	PYTHONPATH=. $(BIN)/python benchmarks/accuracy.py docs/accuracy.md
+
+bench-samples: install ## both samples on all their test images, into docs/accuracy.md: five minutes; Debian's dataset-fashion-mnist
+	$(BIN)/python benchmarks/samples.py docs/accuracy.md
 
 bench-portable: install ## SQNR on each class of CPUs, into docs/portable.md: ten minutes
 	$(BIN)/python sample_models/imagenet/fetch.py build/imagenet
