@@ -30,7 +30,7 @@ from qconvert.steps.requests import Learning, send_content
 from qconvert.steps.same_model import check_model
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.training_images import divided
-from qconvert.steps.two_terms import int8_base
+from qconvert.steps.two_terms import base_of, int8_base
 from qconvert.workspace import Workspace, write_atomically
 
 # Where each part goes on after it was interrupted; they are removed at the end.
@@ -171,11 +171,10 @@ class Course:
             return None
         weights = send_content(others, bytes_of(_weights(form)))
         record = session.workspace.read(FUSE_RECORD) or {}
-        equalized = self._base is not session.fused
         others.ask(
             Learning(
-                session.skipped, record, form.plan, weights, equalized, learner.student.rounds,
-                self._powers,
+                session.skipped, record, form.plan, weights, base_of(session),
+                learner.student.rounds, self._powers,
             )
         )  # fmt: skip
         check_model(session, others)

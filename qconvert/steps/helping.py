@@ -27,6 +27,7 @@ from qconvert.steps.recovery import corrections_of
 from qconvert.steps.requests import Calibrating, Judging, Kept, Learning, Recipe, Step
 from qconvert.steps.same_model import model_facts
 from qconvert.steps.session import Session
+from qconvert.steps.two_terms import made
 from qconvert.steps.voice import Silent
 
 
@@ -80,7 +81,7 @@ class _Share:
     def _learn(self, request: Learning) -> None:
         session = self.session
         self.helper.give(model_facts(session))
-        teacher = session.equalized if request.equalized else session.fused
+        teacher = made(session, request.base)
         corrections = corrections_of(self.files[request.weights])
         model, plan = with_corrections(teacher, request.plan, corrections)
         seen = measured(request.fused)
@@ -92,8 +93,7 @@ class _Share:
         if recipe.file is not None:
             return torchscript.load(self.files[recipe.file])
         assert recipe.plan is not None
-        model = self.session.equalized if recipe.equalized else self.session.fused
-        return simulate(model, recipe.plan)
+        return simulate(made(self.session, recipe.base), recipe.plan)
 
 
 def help_first(helper: Helper, load: Callable[[], QConfig], path: Path) -> End:

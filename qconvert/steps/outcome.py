@@ -53,7 +53,7 @@ from qconvert.steps.trail_log import QCONFIG as TUNED
 from qconvert.steps.trail_log import RECORD as TRAIL
 from qconvert.steps.tune import PICTURE as TUNE_PICTURE
 from qconvert.steps.tune import make_tuned
-from qconvert.steps.two_terms import int8_base, trials_of_two_terms
+from qconvert.steps.two_terms import base_of, int8_base, trials_of_two_terms
 from qconvert.steps.voice import Voice
 
 # Longest measuring time of the latency that `fuse`, `calibrate` and `convert` end with.
@@ -176,7 +176,7 @@ def run_calibrate(session: Session) -> Outcome:
     plan = planned(session, timings, make_overflow(session, timings))
     model = int8_base(session)
     simulated = convert_step.simulate(model, plan)
-    recipe = Recipe(plan=plan, equalized=model is not session.fused)
+    recipe = Recipe(plan=plan, base=base_of(session))
     accuracy = judge(session, simulated, "simulating int8 accuracy", lambda _: recipe)
     latency = _quick_latency(session, {})
     lines = (

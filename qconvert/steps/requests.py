@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,22 @@ from qconvert.steps.readable import Skipped
 
 
 @dataclass(frozen=True)
+class Base:
+    """How another rank makes the float model that int8 is made of: the fused model, `equalized` or
+    not, whose tensors in `two_terms` are read so (scale, zero point and readers by value)."""
+
+    equalized: bool = False
+    two_terms: Mapping[str, tuple[float, int, tuple[str, ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How another rank makes the model that is judged: it loads the `file` with this digest; or it
-    builds the fused model, `equalized` or not, and simulates the `plan` in float."""
+    makes the `base` and simulates the `plan` in float."""
 
     file: str | None = None
     plan: Plan | None = None
-    equalized: bool = False
+    base: Base = field(default_factory=Base)
 
 
 @dataclass(frozen=True)
@@ -54,15 +64,15 @@ class Judging:
 
 @dataclass(frozen=True)
 class Learning:
-    """The student and its teacher, that each rank makes of the fused model, `equalized` or not: the
-    student with the weights in the file of digest `weights` by the `plan`, which it `rounds` or
-    not. `powers` are what losses are measured in proportion to, `fused` is the record of `fuse`."""
+    """The student and its teacher, that each rank makes of the `base`: the student with the weights
+    in the file of digest `weights` by the `plan`, which it `rounds` or not. `powers` are what
+    losses are measured in proportion to, `fused` is the record of `fuse`."""
 
     skipped: frozenset[Skipped]
     fused: dict[str, Any]
     plan: Plan
     weights: str
-    equalized: bool
+    base: Base
     rounds: bool
     powers: dict[str, float]
 

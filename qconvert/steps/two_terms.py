@@ -24,6 +24,7 @@ from qconvert.steps.calibrate import DISTRIBUTIONS, read_calibration
 from qconvert.steps.calibrate import RECORD as CALIBRATION
 from qconvert.steps.equalization import calibrated_model, why_not_recovered
 from qconvert.steps.fuse import fused_digest
+from qconvert.steps.requests import Base
 from qconvert.steps.session import FUSE_RECORD, Session
 from qconvert.steps.timings import Timings, costs_by
 from qconvert.workspace import digest
@@ -38,14 +39,28 @@ _IMAGES = 12
 def int8_base(session: Session, section: QuantizationSection | None = None) -> FusedModel:
     """The float model that int8 is made of: the calibrated one, whose chosen tensors are read in
     two terms. Layers that the `section` wants in float read one."""
-    model, found = calibrated_model(session), _found(session)
-    if not found.get("tensors"):
-        return model
-    in_float = _asked_in_float(model, section or session.config.quantization)
-    params, readers = {}, {}
-    for value, (scale, zero_point, names) in found["tensors"].items():
-        if not in_float & set(names):
-            params[value], readers[value] = QuantParams(scale, zero_point), tuple(names)
+    return made(session, base_of(session, section or session.config.quantization))
+
+
+def base_of(session: Session, section: QuantizationSection | None = None) -> Base:
+    """What it is made by, here or on another rank."""
+    model, tensors = calibrated_model(session), two_terms_facts(session)
+    in_float = set[str]()
+    if tensors:
+        in_float = _asked_in_float(model, section or session.config.quantization)
+    two_terms = {
+        value: (scale, zero_point, tuple(names))
+        for value, (scale, zero_point, names) in tensors.items()
+        if not in_float & set(names)
+    }
+    return Base(model is not session.fused, two_terms)
+
+
+def made(session: Session, base: Base) -> FusedModel:
+    """The float model that another rank, or this one, has the base of."""
+    params = {value: QuantParams(*numbers[:2]) for value, numbers in base.two_terms.items()}
+    readers = {value: names for value, (_, _, names) in base.two_terms.items()}
+    model = session.equalized if base.equalized else session.fused
     return with_two_terms(model, params, readers)
 
 
