@@ -32,8 +32,8 @@ from qconvert.measurement.environment import here
 from qconvert.measurement.statistics import proportion
 from qconvert.qconfig_file import load
 from qconvert.quantization.audit.facts import SetFacts
-from qconvert.quantization.audit.foreign import distances
 from qconvert.quantization.calibration import calibrate
+from qconvert.steps.auditing import found_in
 from qconvert.steps.session import Session
 
 # Sets of each mixture, and the share of each that is foreign.
@@ -145,14 +145,10 @@ def named(session: Session, kinds: tuple[str, ...], seed: int) -> Mapping[str, i
                 continue
             with Image.open(path) as image:
                 foreign(replaced[i], image, generator).save(target.with_suffix(".png"))
-        facts = SetFacts()
-        calibrate(
-            session.fused, read_folder(Path(folder), "none", None), session.read,
-            batch_size=8, averaging=0.01, facts=facts,
-        )  # fmt: skip
-    found = distances(facts)
-    assert found is not None
-    hits = [i in replaced for i in found.far]
+        facts, shown = SetFacts(), read_folder(Path(folder), "none", None)
+        calibrate(session.fused, shown, session.read, batch_size=8, averaging=0.01, facts=facts)
+        found = found_in(session, session.fused, shown, facts)
+    hits = [i in replaced for i in found.foreign]
     return Counter({
         "foreign": count, "foreign, named": sum(hits),
         "others": len(images) - count, "others, named": len(hits) - sum(hits),

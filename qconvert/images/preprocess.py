@@ -193,3 +193,29 @@ def size_after(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]
     if crop is not None:
         height, width = (crop, crop) if isinstance(crop, int) else crop
     return height, width
+
+
+@dataclass(frozen=True)
+class Negative:
+    """What another reader of one image gives, inverted: black for white. `mean` and `std` are those
+    that the image was normalized with; uint8 is pixels as they are."""
+
+    read: Reader
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, path: Path, change: Change | None = None) -> Inputs:
+        """See `Reader`."""
+        (image,) = self.read(path, change)
+        if image.dtype == torch.uint8:
+            return (255 - image,)
+        mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
+        return ((1 - 2 * mean) / std - image,)
+
+    def size(self, path: Path) -> tuple[int, int] | None:
+        """See `Reader`."""
+        return self.read.size(path)
+
+    def mask(self, path: Path) -> Tensor:
+        """See `Reader`; a negative shows the same things."""
+        return self.read.mask(path)

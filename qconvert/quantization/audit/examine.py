@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qconvert.quantization.audit.facts import SetFacts
-from qconvert.quantization.audit.foreign import distances
+from qconvert.quantization.audit.foreign import Distances, distances
 from qconvert.quantization.audit.pictures import Scale, blank, duplicates, light
 from qconvert.quantization.audit.ranges import growth, ranges_of, stretching
 from qconvert.quantization.audit.record import (
@@ -40,14 +40,29 @@ class Named:
     scale: Scale | None
 
 
-def examine(facts: SetFacts, named: Named) -> Audit:
-    """Everything that the facts tell, and the verdicts."""
+@dataclass(frozen=True)
+class Found:
+    """How far images are from the others, where that can be told, and which are negatives."""
+
+    distances: Distances | None
+    negatives: Sequence[int] = ()
+
+    @property
+    def foreign(self) -> list[int]:
+        """The images beyond their limit, the farthest first; then negatives that are not."""
+        far = [] if self.distances is None else self.distances.far
+        return list(dict.fromkeys([*far, *self.negatives]))
+
+
+def examine(facts: SetFacts, named: Named, found: Found | None = None) -> Audit:
+    """Everything that the facts tell, and the verdicts; `found` are the foreign images, if they
+    were looked for already."""
     tensors = facts.tensors
     names = [named.operators.get(name, name) for name in tensors]
     low, high = ranges_of(tensors, len(facts))
     factors, together = stretching(low, high)
-    found = distances(facts)
-    far = [] if found is None else found.far
+    found = found or Found(distances(facts))
+    far, of_all = found.foreign, found.distances
     apart = set(far) | set(np.flatnonzero((factors > 1).any(1)).tolist())
     rest = [i for i in range(len(facts)) if i not in apart]
     pictures = facts.pictures
@@ -62,10 +77,10 @@ def examine(facts: SetFacts, named: Named) -> Audit:
         stretching=_stretching(factors, names, named.images),
         stretched=_largest(dict(zip(names, together, strict=True)), _WIDENS),
         clipped=_largest({named.operators.get(n, n): s for n, s in facts.clipped.items()}, 0.0),
-        distances_judged=found is not None,
-        foreign=() if found is None else tuple(
-            Foreign(image=named.images[i], distance=_rounded(found.values[i]),
-                    limit=_rounded(found.limits[i]))
+        distances_judged=of_all is not None,
+        foreign=() if of_all is None else tuple(
+            Foreign(image=named.images[i], distance=_rounded(of_all.values[i]),
+                    limit=_rounded(of_all.limits[i]), negative=i in found.negatives)
             for i in far
         ),
         duplicates=() if pictures is None else tuple(

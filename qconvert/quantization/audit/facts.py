@@ -110,6 +110,26 @@ class SetFacts:
             self._profiles.setdefault(name, []).append(profile)
         self._pictures.append(image.picture)
 
+    def only(self, places: Sequence[int]) -> SetFacts:
+        """Those of the images at these places, in this order, of what all images have."""
+        found = SetFacts()
+        for name, rows in self.tensors.items():
+            found._tensors[name] = [rows[i] for i in places]
+        for name, rows in self.profiles.items():
+            found._profiles[name] = [rows[i] for i in places]
+        found._pictures = [self._pictures[i] for i in places]
+        return found
+
+    def with_more(self, other: SetFacts) -> SetFacts:
+        """Those of both sets of images, one after the other."""
+        found = self.only(range(len(self)))
+        for name, rows in other._tensors.items():
+            found._tensors.setdefault(name, []).extend(rows)
+        for name, rows in other._profiles.items():
+            found._profiles.setdefault(name, []).extend(rows)
+        found._pictures += other._pictures
+        return found
+
     @property
     def tensors(self) -> dict[str, np.ndarray]:
         """By the name of each tensor that every image has: (images, 4), the fields of `Glimpse`."""

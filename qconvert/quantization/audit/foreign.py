@@ -102,14 +102,21 @@ def _ratio(x: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.divide(x, size, out=np.zeros_like(x), where=size > 0)
 
 
-def standardized(x: np.ndarray) -> np.ndarray:
-    """Each feature by its median and spread, within limits; without those that hardly vary."""
-    middle = np.median(x, axis=0)
-    spread = 1.4826 * np.median(np.abs(x - middle), axis=0)
-    spread = np.where(spread > 0, spread, x.std(0))
+def standardized(x: np.ndarray, first: int | None = None) -> np.ndarray:
+    """Each feature by its median and spread, of the `first` images or of all, within limits;
+    without those that hardly vary."""
+    usual = x[:first]
+    middle = np.median(usual, axis=0)
+    spread = 1.4826 * np.median(np.abs(usual - middle), axis=0)
+    spread = np.where(spread > 0, spread, usual.std(0))
     varies = spread > 1e-6
     found: np.ndarray = ((x - middle)[:, varies] / spread[varies]).clip(-_CLIP, _CLIP)
     return found
+
+
+def distances_from(points: Tensor, usual: Tensor) -> Tensor:
+    """The logarithm of each point's distance from the `usual` ones, by their indexes."""
+    return _from(points @ points.T, usual)[0]
 
 
 def _judged(points: Tensor) -> tuple[Tensor, float]:

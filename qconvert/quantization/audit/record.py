@@ -7,7 +7,7 @@ from typing import Literal
 from qconvert.records import Record
 
 # Goes up when a field changes its meaning, or what is found by it.
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 
 
 class Verdict(Record):
@@ -43,11 +43,12 @@ class Stretching(Record):
 
 class Foreign(Record):
     """An image that is unlike the others: `distance` from them, beside `limit`, beyond which images
-    are named."""
+    are named; a `negative` is nearer when it is inverted, and is named whatever its distance."""
 
     image: str
     distance: float
     limit: float
+    negative: bool = False
 
 
 class Spread(Record):
@@ -84,7 +85,7 @@ class Audit(Record):
     reports.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     images: int
     tensors: int
     verdicts: tuple[Verdict, ...]

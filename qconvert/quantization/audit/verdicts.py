@@ -85,6 +85,9 @@ def _foreign(audit: Audit) -> Verdict:
     images = len(audit.foreign)
     these = "this image is" if images == 1 else f"these {images} images are"
     text = f"{these} unlike the others: {_names(found.image for found in audit.foreign)}"
+    negatives = [found.image for found in audit.foreign if found.negative]
+    if negatives:
+        text += f"; inverted, as usual as others: {_names(negatives)}"
     return Verdict(topic="foreign", fine=False, text=text)
 
 
