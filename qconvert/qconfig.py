@@ -409,6 +409,16 @@ class RecoverySection(Section):
     bias_correction: Switch = Field(
         "auto", description="biases make up for what rounding does to a layer's mean result"
     )
+    minutes: Positive = Field(
+        15.0,
+        description="`rounding` and `bias_correction` end after so many minutes each: layers that "
+        "they did not come to stay as they are",
+    )
+
+    @property
+    def switches(self) -> dict[str, str]:
+        """What is `on`, `off` or `auto`, by method."""
+        return self.model_dump(exclude={"minutes"})
 
 
 class AugmentationSection(Section):

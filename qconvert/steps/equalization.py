@@ -43,8 +43,7 @@ def try_equalization(session: Session) -> Trial | None:
     """Compares a plan of the equalized model with one of the model as it is, on images that neither
     has seen. None where the qconfig does not ask for it, or it cannot be tried: that is said."""
     section = session.config.recovery
-    switches = section.model_dump().values()
-    reason = None if set(switches) == {"off"} else why_not_recovered(session)
+    reason = None if set(section.switches.values()) == {"off"} else why_not_recovered(session)
     if reason is not None:
         session.voice.say(f"recovery: not tried: {reason}")
     if section.equalization == "off" or reason is not None:

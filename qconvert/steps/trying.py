@@ -18,7 +18,7 @@ from qconvert.images.preprocess import Inputs
 from qconvert.measurement.accuracy import Comparison
 from qconvert.measurement.latency import measure, thread_counts
 from qconvert.models.fusion import FusedModel
-from qconvert.qconfig import Precision, QConfig, RecoverySection
+from qconvert.qconfig import Precision, QConfig
 from qconvert.quantization.calibration import Calibration
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.targets import Int8
@@ -62,7 +62,7 @@ class Start:
     @cached_property
     def settings(self) -> Settings:
         """Those of the start with what `auto` came to, so that it is not asked again."""
-        switches = self.session.config.recovery.model_dump()
+        switches = self.session.config.recovery.switches
         found = {trial["method"]: trial["kept"] for trial in self.record["recovery"]}
         return Settings(
             recovery=switches | {name: "on" if kept else "off" for name, kept in found.items()}
@@ -220,7 +220,8 @@ def try_in_float(start: Start, judging: Session, settings: Settings, number: int
 
 def _recovered(start: Start, names: frozenset[str], settings: Settings) -> tuple[FusedModel, Plan]:
     """As `convert` does it, with operators of these names in float."""
-    session, section = start.session, RecoverySection(**settings.recovery)
+    session = start.session
+    section = session.config.recovery.model_copy(update=dict(settings.recovery))
     base, plan = start.base_with(names), start.planned(names)
     if not corrects(session, section, plan):
         return base, plan
@@ -262,6 +263,6 @@ def tuned_config(config: QConfig, settings: Settings) -> QConfig:
     return config.model_copy(
         update={
             "quantization": in_float(config.quantization, frozenset(settings.in_float)),
-            "recovery": RecoverySection(**settings.recovery),
+            "recovery": config.recovery.model_copy(update=dict(settings.recovery)),
         }
     )

@@ -4,6 +4,7 @@ before it give it."""
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -45,13 +46,17 @@ def corrected_layers(
     rounding: bool,
     bias_correction: bool,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    until: float = inf,
 ) -> dict[str, Corrected]:
-    """The Conv2d and Linear layers in int8 that have one place in the graph, by their nodes."""
+    """The Conv2d and Linear layers in int8 that have one place in the graph, by their nodes; those
+    that were not begun at the time `until` (of `time.monotonic`) are left out."""
     nodes = nodes_by_name(model)
     targets = [str(node.target) for node in nodes.values() if node.op == "call_module"]
     layers = sum(o.precision == "int8" and o.weight is not None for o in plan.operators)
     found = {}
     for done, met in enumerate(layers_in_order(model, plan, images)):
+        if time.monotonic() > until:
+            break
         progress(done, layers)
         operator = met.layer.operator
         inputs = met.module.weight[0].numel()

@@ -51,16 +51,19 @@ def recover(
         start = time.perf_counter()
         with bar(f"recovery: {method}") as progress:
             tried = {**kept, method: True}
+            until = time.monotonic() + 60 * section.minutes
             found = corrected_layers(
                 model, plan, fitted,
                 rounding=tried["rounding"], bias_correction=tried["bias_correction"],
-                progress=progress,
+                progress=progress, until=until,
             )  # fmt: skip
+            stopped = time.monotonic() > until
         after = sqnr_db(original, model, plan, found, unseen)
         helps = switch == "on" or after > before
         seconds = time.perf_counter() - start
         trials.append(Trial(
-            method=method, kept=helps, before_db=before, after_db=after, seconds=seconds
+            method=method, kept=helps, before_db=before, after_db=after, seconds=seconds,
+            note=f"out of time after {len(found)} layers" if stopped else "",
         ))  # fmt: skip
         if helps:
             kept, best, before = tried, found, after
