@@ -56,7 +56,7 @@ def test_rule_that_helps_is_told_with_what_it_gives(analyzed: Project) -> None:
     record = analyzed.record("analysis.json")
     rule = {"match": "2.conv1", "precision": "float32"}
     (trial,) = (trial for trial in record["trials"] if trial["rule"] == rule)
-    assert trial["gain_db"]["low"] > 3
+    assert trial["gain_db"]["low"] > 1
     best = max(record["trials"], key=lambda trial: trial["gain_db"]["value"])
     assert f"what to do: quantization.layers: [{json.dumps(best['rule'])}]" in said
     # What it promises is what is found with the rule.

@@ -101,10 +101,16 @@ STEPS = {
 }
 
 
+def results(project: Project) -> dict[str, bytes]:
+    """What is in the output folder, but for the record of overflow: on CPUs without VNNI that is a
+    step of its own, which `convert` has finished before."""
+    return {name: found for name, found in project.state().items() if name != "overflow.json"}
+
+
 @pytest.mark.parametrize("command", STEPS)
 def test_interrupted_run_leaves_everything_whole(whole: Project, command: str) -> None:
     options, lines = STEPS[command]
-    before = whole.state()
+    before = results(whole)
     for number, line in zip((signal.SIGINT, signal.SIGTERM), lines, strict=True):
         run = Run(whole, command, "my.yaml", *BRIEF, *options)
         run.wait_for(line)
@@ -117,7 +123,7 @@ def test_interrupted_run_leaves_everything_whole(whole: Project, command: str) -
         )
         assert "Traceback" not in result.err
         assert result.out == ""
-        assert whole.state() == before
+        assert results(whole) == before
         assert not run.children()
     result = whole.run(command, *BRIEF, *options)
     assert result.code == 0, result.err
@@ -125,12 +131,12 @@ def test_interrupted_run_leaves_everything_whole(whole: Project, command: str) -
 
 def test_killed_run_is_tidied_up_by_the_next(whole: Project) -> None:
     """SIGKILL leaves no time for it, as a lost power supply does."""
-    before = whole.state()
+    before = results(whole)
     run = Run(whole, "convert", "my.yaml", *BRIEF, "--set", "quantization.weights.observer=minmax")
     run.wait_for("verifying the file in a fresh process …")
     run.send(signal.SIGKILL)
     assert run.end().code == -signal.SIGKILL
-    left = whole.state()
+    left = results(whole)
     assert {name: left[name] for name in before} == before
     assert [name for name in left if name not in before] == [
         name for name in left if name.startswith(".") and name.endswith("tmp")
@@ -138,7 +144,7 @@ def test_killed_run_is_tidied_up_by_the_next(whole: Project) -> None:
     assert len(left) > len(before)  # or there would be nothing to tidy up
     result = whole.run("fuse", "--quiet", *BRIEF)
     assert result.code == 0, result.err
-    assert whole.state() == before
+    assert results(whole) == before
 
 
 def test_second_run_waits_for_the_first_and_uses_its_results(whole: Project) -> None:
