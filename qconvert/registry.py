@@ -29,6 +29,10 @@ _OBSERVERS = "qconvert.quantization.observers"
 _WEIGHTS = "qconvert.quantization.weights"
 
 ACTIVATION_OBSERVERS: Mapping[str, Entry] = {
+    "auto": Entry(
+        f"{_OBSERVERS}:least_squares",
+        "the range that loses least on the tensor's own distribution; today as `histogram`",
+    ),
     "minmax": Entry(f"{_OBSERVERS}:minmax", "the smallest and the largest value seen"),
     "moving_average": Entry(
         f"{_OBSERVERS}:moving_average",

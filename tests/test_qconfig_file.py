@@ -56,7 +56,7 @@ def nested(dotted: str, value: object) -> dict[str, object]:
 def test_minimal_qconfig_has_every_default(folder):
     config = read(folder)
     assert config.evaluation == config.data.calibration == folder / "images"
-    assert config.quantization.activations.observer == "histogram"
+    assert config.quantization.activations.observer == "auto"
     assert config.quantization.weights.per_channel
     assert config.benchmark.threads == (1, "all")
     assert json.loads(json.dumps(config.resolved()))["output"] == str(folder / "out")
@@ -69,7 +69,7 @@ def test_qconfig_of_the_sample_is_valid():
     assert load(path).data.calibration.is_dir()
 
 
-OBSERVERS = "(one of 'minmax', 'moving_average', 'percentile' or 'histogram')"
+OBSERVERS = "(one of 'auto', 'minmax', 'moving_average', 'percentile' or 'histogram')"
 MISTAKES = [
     ("calibration.image", 4, "calibration.image: unknown key; did you mean 'images'?"),
     ("data.lables", "none", "data.lables: unknown key; did you mean 'labels'?"),

@@ -112,7 +112,7 @@ def _evenly(images: ImageSet, count: int) -> ImageSet:
 def _rules(found: Sensitivity, observer: str) -> list[dict[str, Any]]:
     """For the operators that cost most, if that is not by chance: to keep each in float, or the
     module that holds it and others, between which nothing is rounded then; and where its result
-    loses most by clipping, to hold all of its range (the observer `histogram` has weighed that)."""
+    loses most by clipping, to hold all of its range (which `auto` and `histogram` have weighed)."""
     named = [place for place in found.places if place.precision != "boundary"]
     worth = [
         place
@@ -129,7 +129,7 @@ def _rules(found: Sensitivity, observer: str) -> list[dict[str, Any]]:
             if name is not None
         ]
         clipped = place.result is not None and place.result.clipping > 0.5
-        if clipped and observer != "histogram":
+        if clipped and observer not in ("auto", "histogram"):
             rules.append({"match": escape(place.name), "activations": {"observer": "minmax"}})
     return [rule for i, rule in enumerate(rules) if rule not in rules[:i]]
 

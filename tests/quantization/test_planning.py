@@ -192,7 +192,7 @@ def test_layer_has_its_own_observers(converted) -> None:
     result = converted(networks.plain, layers=layers)
     first, second = result.operator("0"), result.operator("3")
     assert result.plan.tensors[first.value].observer == "minmax"
-    assert result.plan.tensors[second.value].observer == "histogram"
+    assert result.plan.tensors[second.value].observer == "auto"
     assert (first.weight.granularity, len(first.weight.scales)) == ("per_tensor", 1)
     assert (second.weight.granularity, len(second.weight.scales)) == ("per_channel", 32)
     assert result.sqnr_db() > 20
