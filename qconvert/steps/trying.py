@@ -64,9 +64,12 @@ class Start:
         """Those of the start with what `auto` came to, so that it is not asked again."""
         switches = self.session.config.recovery.switches
         found = {trial["method"]: trial["kept"] for trial in self.record["recovery"]}
-        return Settings(
-            recovery=switches | {name: "on" if kept else "off" for name, kept in found.items()}
-        )
+        settled = {name: "on" if kept else "off" for name, kept in found.items()}
+        if not found.get("two_terms"):
+            settled["two_terms"] = "off"  # not tried, where little would come of it
+        elif switches["two_terms"] == "auto":
+            settled["two_terms"] = "auto"  # `on` may choose more tensors
+        return Settings(recovery=switches | settled)
 
     @cached_property
     def base(self) -> FusedModel:

@@ -398,7 +398,7 @@ TABLE = [
         "my.yaml: quantization.weights.observr: unknown key; did you mean 'observer'?"),
     row("unknown observer", line("quantization: {activations: {observer: histgram}}"), "qconfig",
         "my.yaml: quantization.activations.observer: unknown observer 'histgram'; did you mean "
-        "'histogram'? (one of 'minmax', 'moving_average', 'percentile' or 'histogram')"),
+        "'histogram'? (one of 'auto', 'minmax', 'moving_average', 'percentile' or 'histogram')"),
     row("unknown labels", data(labels="folder"), "qconfig",
         "my.yaml: data.labels: unknown labels 'folder'; did you mean 'folders'? (`folders`, "
         "`none`, a CSV file, or a folder of masks as `masks/`)"),

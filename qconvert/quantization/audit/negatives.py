@@ -9,6 +9,7 @@ farthest images, and their distances are compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import numpy as np
 import torch
@@ -17,19 +18,24 @@ from qconvert.images.stream import one_thread
 from qconvert.quantization.audit.facts import SetFacts
 from qconvert.quantization.audit.foreign import Distances, distances_from, features, standardized
 
-# Of the images, the farthest are looked at: this share, and no more than so many.
-_SHARE, _MOST = 1 / 8, 64
+# Of the images, the farthest are looked at: this share, no more than so many, and none that is
+# nearer than this share of the limit.
+_SHARE, _MOST, _LEAST = 1 / 8, 64, 0.62
 # Others that they are compared with.
 _COMPARED = 500
 # By how much the logarithm of the distance must fall. Measured on 96 crops of photographs: 0.4 to
-# 0.9 for negatives, 0.07 at most for others.
-_FALLS = 0.2
+# 0.9 for negatives, 0.09 at most for others.
+_FALLS = 0.3
+# Usual images whose negatives are looked at, too, and by how much the logarithm of their distance
+# must grow: where inverting makes nothing odder, no negative can be told.
+_CONTROLS, _GROWS = 16, 0.1
 
 
 def suspects(found: Distances) -> list[int]:
     """The images whose negatives are to be looked at."""
-    order = np.argsort(-found.values / found.limits, kind="stable")
-    return [int(i) for i in order[: min(round(_SHARE * len(order)), _MOST)]]
+    ratio = found.values / found.limits
+    order = np.argsort(-ratio, kind="stable")[: min(round(_SHARE * len(ratio)), _MOST)]
+    return [int(i) for i in order if ratio[i] >= _LEAST]
 
 
 def negatives(
@@ -45,12 +51,17 @@ def negatives(
     usual = usual[:: -(-len(usual) // _COMPARED)] if usual else []
     if not usual:
         return []
-    shown = run(asked)
-    joined = facts.only([*usual, *asked]).with_more(shown)
+    controls = usual[:: -(-len(usual) // _CONTROLS)]
+    shown = sorted([*asked, *controls])
+    joined = facts.only([*usual, *asked]).with_more(run(shown))
     points = torch.from_numpy(standardized(features(joined, 0, 1), len(usual)))
     if not points.numel():
         return []
     with one_thread():  # the same sums, however many threads there are
-        logs = distances_from(points, torch.arange(len(usual)))
-    own, inverted = logs[len(usual) :].split(len(asked))
-    return [i for i, falls in zip(asked, (own - inverted).tolist(), strict=True) if falls > _FALLS]
+        logs = distances_from(points, torch.arange(len(usual))).tolist()
+    own = dict(zip([*usual, *asked], logs, strict=False))
+    inverted = dict(zip(shown, logs[len(own) :], strict=True))
+    falls = {i: own[i] - inverted[i] for i in shown}
+    if median(falls[i] for i in controls) > -_GROWS:
+        return []
+    return [i for i in asked if falls[i] > _FALLS]
