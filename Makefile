@@ -67,7 +67,7 @@ bench-peers: install ## int8 beside ONNX Runtime and OpenVINO, into docs/perform
 bench-calibration: install ## calibration beside a forward pass, into docs/performance.md: ten minutes
 	$(BIN)/python benchmarks/calibration.py docs/performance.md
 
-bench-accuracy: install ## accuracy beside NNCF and ONNX Runtime, into docs/accuracy.md: ten minutes
+bench-accuracy: install ## accuracy beside NNCF and ONNX Runtime, into docs/accuracy.md: half an hour
 	PYTHONPATH=. $(BIN)/python benchmarks/accuracy.py docs/accuracy.md
 
 bench-samples: install ## both samples on all their test images, into docs/accuracy.md: five minutes; Debian's dataset-fashion-mnist

@@ -157,23 +157,17 @@ class Ranges:
 
 def held_as_they_are(shares: PixelShares) -> TensorParams:
     """Every pixel is an integer already."""
-    step = affine(0.0, 1.0)
-    return TensorParams(
-        observer="none: pixels",
-        range_min=-shares.zero * step.scale,
-        range_max=(step.quant_max - shares.zero) * step.scale,
-        scale=step.scale,
-        zero_point=shares.zero,
-        quant_min=step.quant_min,
-        quant_max=step.quant_max,
-    )
+    return _held(QuantParams(affine(0.0, 1.0).scale, shares.zero), "none: pixels")
 
 
 def held_in_two_terms(terms: TwoTerms) -> TensorParams:
     """Both terms have the steps of the first."""
-    params = QuantParams(terms.scale, terms.zero_point)
+    return _held(QuantParams(terms.scale, terms.zero_point), "none: two terms")
+
+
+def _held(params: QuantParams, observer: str) -> TensorParams:
     return TensorParams(
-        observer="none: two terms",
+        observer=observer,
         range_min=params.minimum,
         range_max=params.maximum,
         scale=params.scale,

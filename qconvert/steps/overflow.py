@@ -15,11 +15,10 @@ from qconvert.quantization.overflow import measure_overflow
 from qconvert.quantization.plan import FewerBits, Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.steps.calibrate import DISTRIBUTIONS, read_calibration
-from qconvert.steps.calibrate import RECORD as CALIBRATION
 from qconvert.steps.fuse import fused_digest
-from qconvert.steps.session import FUSE_RECORD, Session
+from qconvert.steps.session import Session
 from qconvert.steps.timings import Timings, costs_by
-from qconvert.steps.two_terms import int8_base, make_two_terms, two_terms_facts
+from qconvert.steps.two_terms import calibrated_inputs, int8_base, make_two_terms, two_terms_facts
 from qconvert.workspace import digest
 
 RECORD = "overflow.json"
@@ -103,16 +102,4 @@ def _from_dark_to_bright(proofs: Sequence[Inputs]) -> list[Inputs]:
 
 
 def _key(session: Session, timings: Timings | None) -> str:
-    fused, calibrated = (session.workspace.read(name) or {} for name in (FUSE_RECORD, CALIBRATION))
-    return digest(
-        {
-            "versions": session.versions,
-            "fused": fused_digest(fused),
-            "calibration": calibrated["files"][DISTRIBUTIONS],
-            "images": session.calibration_images.digest,
-            "reading": session.reading,
-            "quantization": session.config.quantization.model_dump(mode="json"),
-            "timings": timings,
-            "two_terms": two_terms_facts(session),
-        }
-    )
+    return digest({**calibrated_inputs(session, timings), "two_terms": two_terms_facts(session)})

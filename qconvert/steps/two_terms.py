@@ -152,18 +152,21 @@ def _asked_in_float(model: FusedModel, section: QuantizationSection) -> set[str]
     return {name for name, found in asked.items() if found.precision in ("float32", "dynamic")}
 
 
-def _key(session: Session, timings: Timings | None) -> str:
+def calibrated_inputs(session: Session, timings: Timings | None) -> dict[str, Any]:
+    """What is found between calibration and the plan depends on."""
     fused, calibrated = (session.workspace.read(name) or {} for name in (FUSE_RECORD, CALIBRATION))
-    quantization = session.config.quantization.model_dump(mode="json", exclude={"isa"})
-    return digest(
-        {
-            "versions": session.versions,
-            "fused": fused_digest(fused),
-            "calibration": calibrated["files"][DISTRIBUTIONS],
-            "images": session.calibration_images.digest,
-            "reading": session.reading,
-            "quantization": quantization,
-            "timings": timings,
-            "switch": session.config.recovery.two_terms,
-        }
-    )
+    return {
+        "versions": session.versions,
+        "fused": fused_digest(fused),
+        "calibration": calibrated["files"][DISTRIBUTIONS],
+        "images": session.calibration_images.digest,
+        "reading": session.reading,
+        # With `isa`: the costs depend on it.
+        "quantization": session.config.quantization.model_dump(mode="json"),
+        "timings": timings,
+    }
+
+
+def _key(session: Session, timings: Timings | None) -> str:
+    switch = session.config.recovery.two_terms
+    return digest({**calibrated_inputs(session, timings), "switch": switch})
