@@ -156,10 +156,11 @@ def joined(stuck: Callable[[RankLostError], None]) -> Iterator[First | Helper | 
 def _leave(team: First | Helper, watch: Watch, code: int) -> None:
     # torchrun sends it to all when the first has left, and everything has been told.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if isinstance(team, First):
-        try:
+    try:
+        if isinstance(team, First):
             watch.announce(End(code, team.error))
-        except RankLostError:  # nobody is left to be told
-            return
-    watch.leave_together()
-    watch.stop()
+        watch.leave_together()
+    except RankLostError:  # nobody is left to be told
+        pass
+    finally:
+        watch.stop()

@@ -18,6 +18,8 @@ _GRACE_S = 8.0
 _LEAVING_S = 8.0
 # torchrun's summary names the rank that ends first as the cause: rank 0, which knows more.
 _AFTER_S = 0.3
+# For a thread that is inside the store, which answers in no time, or not at all.
+_ENDING_S = 2.0
 _END = "end"
 
 
@@ -46,8 +48,9 @@ class Watch:
         self._end: End | None = None
         self._broken: RankLostError | None = None
         self._stopped = threading.Event()
-        for work in (self._beat, self._guard):
-            threading.Thread(target=work, daemon=True).start()
+        self._threads = [threading.Thread(target=w, daemon=True) for w in (self._beat, self._guard)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def end(self) -> End | None:
@@ -106,8 +109,14 @@ class Watch:
         return sorted(waiting)
 
     def stop(self) -> None:
-        """Ends the threads, in a second."""
+        """Ends the threads.
+
+        An interpreter that ends while one of them is inside torch aborts the process: on its way
+        back into Python the thread is ended by an exception that no C++ may catch.
+        """
         self._stopped.set()
+        for thread in self._threads:
+            thread.join(_ENDING_S)
 
     def _beat(self) -> None:
         try:

@@ -3,6 +3,10 @@ messages of any size, and errors in their place."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +31,14 @@ from qconvert.ranks.place import Place
 from qconvert.ranks.team import First, Helper, Over
 from qconvert.ranks.watch import End, Watch
 
+# A rank whose threads are inside the store at any time, the end of the process included.
+BUSY = """
+from qconvert.ranks import team, watch
+watch._INTERVAL_S = watch._AFTER_S = 0
+with team.joined(print) as rank:
+    for _ in range(2000):
+        rank._post._store.check(["any"])
+"""
 WORLD = 3
 COUNT = 40
 READ = Preprocessed(Preprocess(resize=(16, 16), mean=(0.5,), std=(0.25,)))
@@ -186,3 +198,21 @@ def test_rank_that_stops_to_give_signs_of_life_is_lost(team) -> None:
     with pytest.raises(RankLostError) as caught:
         first.take(1)
     assert caught.value.facts == ["nothing was heard of rank 2 for 5 s (QCONVERT_RANK_TIMEOUT)"]
+
+
+def test_ranks_end_without_being_aborted_by_their_threads() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY],
+            env={**os.environ, **address, "RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    ended = [(process.communicate(timeout=240)[1], process.returncode) for process in processes]
+    assert ended == [("", 0)] * 2
