@@ -311,7 +311,7 @@ class WeightScheme(Section):
     """How the ranges of weights are chosen (qint8)."""
 
     observer: Literal[choices(WEIGHT_OBSERVERS)] = Field(  # type: ignore[valid-type]
-        "per_channel_minmax", description="see below"
+        "auto", description="see below"
     )
     granularity: Literal["per_channel", "per_tensor"] | None = Field(
         None, description="default: per_channel, but per_tensor with observer `minmax`"

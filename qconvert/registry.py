@@ -45,6 +45,11 @@ ACTIVATION_OBSERVERS: Mapping[str, Entry] = {
 }
 
 WEIGHT_OBSERVERS: Mapping[str, Entry] = {
+    "auto": Entry(
+        f"{_WEIGHTS}:auto",
+        "as `histogram` in channels where clipping takes away at least a quarter of the squared "
+        "error, as `per_channel_minmax` in others",
+    ),
     "minmax": Entry(f"{_WEIGHTS}:minmax", "one range for the tensor"),
     "per_channel_minmax": Entry(f"{_WEIGHTS}:minmax", "one range for each output channel"),
     "percentile": Entry(f"{_WEIGHTS}:percentile", "the range that holds a share of the values"),

@@ -68,7 +68,7 @@ def test_per_channel_scales_are_those_of_each_channel():
     weight = drawn()
     params = choose_params(weight, WeightScheme())
     bounds = weight.abs().flatten(1).amax(1).tolist()
-    assert (params.granularity, params.observer) == ("per_channel", "per_channel_minmax")
+    assert (params.granularity, params.observer) == ("per_channel", "auto")
     assert params.scales == pytest.approx([bound / 127 for bound in bounds], rel=1e-6)
     assert params.zero_points == (0,) * 6
     assert np.abs(integers_of(weight, params)).reshape(6, -1).max(1).tolist() == [127] * 6
@@ -159,7 +159,7 @@ def test_percentile_leaves_out_one_outlier_in_as_many_weights_as_it_says(count, 
 def test_histogram_error_is_not_above_that_of_minmax_in_any_channel(seed, scheme):
     weight = drawn(seed)
     least = error_of(weight, WeightScheme(observer="histogram", scheme=scheme))
-    most = error_of(weight, WeightScheme(scheme=scheme))
+    most = error_of(weight, WeightScheme(observer="per_channel_minmax", scheme=scheme))
     assert (least <= most * 1.0001).all()
 
 
@@ -171,7 +171,22 @@ def test_histogram_clips_a_lone_outlier_about_as_well_as_any_scale_could(outlier
     w, scales = weight.numpy().astype(np.float64), np.linspace(6, 12, 60) / 127
     best = min((((w / s).round().clip(-127, 127) * s - w) ** 2).sum() for s in scales)
     assert found <= best * 1.02
-    assert found < 0.9 * error_of(weight, WeightScheme()).item()
+    whole = WeightScheme(observer="per_channel_minmax")
+    assert found < 0.9 * error_of(weight, whole).item()
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "affine"])
+def test_auto_clips_the_channels_in_which_that_takes_away_a_quarter_of_the_error(scheme):
+    weight = torch.randn(3, 200_000, generator=torch.Generator().manual_seed(0))
+    weight[0, :2] = torch.tensor([30.0, -30.0])  # a third
+    weight[1, :4] = torch.tensor([30.0, -30.0] * 2)  # a fifth
+    whole, least, found = (
+        choose_params(weight, WeightScheme(observer=observer, scheme=scheme)).scales
+        for observer in ("per_channel_minmax", "histogram", "auto")
+    )
+    assert least[0] < whole[0]
+    assert least[1] < whole[1]
+    assert found == (least[0], *whole[1:])
 
 
 @examples
