@@ -3,8 +3,10 @@
     PYTHONPATH=. python benchmarks/finetune.py docs/accuracy.md [--only NAME,NAME]
 
 MobileNetV2: the images, the float model and the intervals of benchmarks/accuracy.py; at most 15
-minutes of training without labels. UnevenNet is trained by sample_models/uneven/train.py first, and
-fine-tuned on the 512 calibration images of the Fashion-MNIST sample.
+minutes of training without labels, with crops of the photographs that calibrate and of 25 others
+(photos.py). Everything is judged as CPUs with VNNI compute it, by the plan's simulation, so that
+any CPU will do. UnevenNet is trained by sample_models/uneven/train.py first, and fine-tuned with
+4,096 of the images that it was trained with.
 """
 
 from __future__ import annotations
@@ -19,21 +21,30 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accuracy import _FETCHED_BY, judged, run_file, write_qconfig
+from accuracy import _FETCHED_BY, judged, outputs_of, run_file, write_qconfig
 from generated import replace
 from peers import ROOT
-from photos import fetch_photos, photograph_of
+from photos import fetch_photos, fetch_training_photos, photograph_of
+from samples import fashion_images
 
 from qconvert import torchscript
 from qconvert.console import Console
 from qconvert.measurement.environment import here
 from qconvert.qconfig_file import load
+from qconvert.steps.convert import simulate
+from qconvert.steps.course import Form
+from qconvert.steps.finetune import finetuned, make_finetuned
+from qconvert.steps.judging import judge
+from qconvert.steps.measured import FLOAT
+from qconvert.steps.overflow import make_overflow, planned
+from qconvert.steps.recovery import recovered
 from qconvert.steps.session import Session
 
 BUILD = ROOT / "build/finetune"
 MINUTES = 15
 # Of UnevenNet: channels grow by factors, for which the usual rate has too few steps.
 UNEVEN = ("finetune.channel_learning_rate=0.01", "finetune.batch_size=16", "finetune.epochs=20")
+UNEVEN_IMAGES = 4096
 
 
 def main() -> None:
@@ -59,23 +70,20 @@ def mobilenet_v2() -> dict[str, Any]:
     """Rows before and after, with intervals by bootstrap over photographs."""
     photos = ROOT / "build/accuracy/photos"
     fetch_photos(photos)
+    training = fetch_training_photos(photos)
     subprocess.run([sys.executable, "-m", *_FETCHED_BY["mobilenet_v2"]], check=True, cwd=ROOT)
     qconfig = write_qconfig("mobilenet_v2", photos)
-    session = Session(load(qconfig, []), qconfig, Console(quiet=True))
+    settings = (f"finetune.minutes={MINUTES}", f"finetune.images={training}")
+    session = _session(qconfig, BUILD / "mobilenet_v2", settings)
+    record, before, after = _trained(session)
     files = session.evaluation_images.files
     images = [session.read(path)[0].numpy() for path in files]
     groups = [photograph_of(path) for path in files]
-    out = BUILD / "mobilenet_v2"
+    reference = run_file(session.workspace.path(FLOAT), images)
     rows = {}
-    for name, command, settings in (
-        ("before", "convert", ("finetune.apply=off",)),
-        ("after", "finetune", (f"finetune.minutes={MINUTES}",)),
-    ):
-        _qconvert(command, qconfig, out, settings)
-        reference, found = (run_file(out / f, images) for f in ("float.pt", "model.int8.pt"))
-        intervals = judged(reference, found, groups)
+    for name, form in (("before", before), ("after", after)):
+        intervals = judged(reference, outputs_of(simulate(*form), images), groups)
         rows[name] = [interval.model_dump() for interval in intervals]
-    record = json.loads((out / "finetune.json").read_text(encoding="utf-8"))
     return {"rows": rows, "training": record["training"], "images": len(files)}
 
 
@@ -85,6 +93,7 @@ def uneven() -> dict[str, Any]:
     if not weights.exists():
         command = [sys.executable, "-m", "sample_models.uneven.train", weights]
         subprocess.run(command, check=True, cwd=ROOT)
+    training = fashion_images(BUILD, "training", "train", UNEVEN_IMAGES)
     qconfig = BUILD / "uneven.yaml"
     content = {
         "version": 1,
@@ -99,31 +108,40 @@ def uneven() -> dict[str, Any]:
             "preprocess": {"channels": 1, "mean": [0.2860], "std": [0.3530]},
         },
         "quantization": {"decide": "int8"},
+        "finetune": {"images": str(training)},
         "output": str(BUILD / "uneven"),
     }
     qconfig.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     rows = {}
     for teacher in ("float", "labels", "both"):
         settings = (*UNEVEN, f"finetune.teacher={teacher}")
-        found = _qconvert("finetune", qconfig, BUILD / "uneven", settings)
-        (top1,) = (m for m in found["accuracy"]["metrics"] if m["name"] == "top1")
-        (first,) = (m for m in found["finetune"]["before"]["metrics"] if m["name"] == "top1")
+        session = _session(qconfig, BUILD / "uneven", settings)
+        record, *forms = _trained(session)
+        before, after = (
+            next(m for m in judge(session, simulate(*form), "", None).metrics if m.name == "top1")
+            for form in forms
+        )
         rows[teacher] = {
-            "float": top1["reference"],
-            "before": first["measured"],
-            "after": top1["measured"],
-            "seconds": found["finetune"]["training"]["seconds"],
+            "float": after.reference.model_dump(),
+            "before": before.measured.model_dump(),
+            "after": after.measured.model_dump(),
+            "seconds": record["training"]["seconds"],
         }
-    return {"rows": rows, "images": found["accuracy"]["images"]}
+    return {"rows": rows, "images": len(session.evaluation_images.files)}
 
 
-def _qconvert(command: str, qconfig: Path, out: Path, settings: Sequence[str]) -> dict[str, Any]:
-    options = [part for s in (f"output={out}", *settings) for part in ("--set", s)]
-    answer = subprocess.run(
-        [sys.executable, "-m", "qconvert", command, qconfig, "--json", "--quiet", *options],
-        stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT,
-    ).stdout  # fmt: skip
-    return dict(json.loads(answer))
+def _session(qconfig: Path, out: Path, settings: Sequence[str]) -> Session:
+    """As of `qconvert finetune`, for CPUs with VNNI; says what it does."""
+    chosen = [f"output={out}", "quantization.isa=vnni", *settings]
+    return Session(load(qconfig, chosen), qconfig, Console(quiet=False))
+
+
+def _trained(session: Session) -> tuple[dict[str, Any], Form, Form]:
+    """The record of the training; model and plan before and after it."""
+    record = make_finetuned(session)
+    model, plan, _ = recovered(session, planned(session, None, make_overflow(session, None)))
+    after = finetuned(session, model, plan)
+    return record, Form(model, plan), Form(after.model, after.plan)
 
 
 def lines(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -140,7 +158,7 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
             "",
             f"### mobilenet_v2, without labels ({result['date']})",
             "",
-            f"{training['images']} calibration crops, {training['epochs']} epochs in "
+            f"{training['images']} crops of 41 photographs, {training['epochs']} epochs in "
             f"{training['seconds'] / 60:.1f} minutes; judged on {result['images']} crops of other "
             "photographs. In brackets: 95 % intervals by bootstrap over photographs.",
             "",

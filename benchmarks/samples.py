@@ -48,9 +48,15 @@ def main() -> None:
 def all_of_fashion() -> Path:
     """The folder of all test images, by class."""
     BUILD.mkdir(parents=True, exist_ok=True)
+    return fashion_images(BUILD, "t10k", "t10k", 10_000)
+
+
+def fashion_images(out: Path, name: str, split: str, number: int) -> Path:
+    """So many images of a split, drawn, as a folder of classes."""
     script = ROOT / "sample_models/fashion/export_images.py"
-    subprocess.run([sys.executable, script, "--all", "--out", BUILD], check=True)
-    return BUILD / "t10k"
+    words = ["--set", name, split, str(number), "--out", out]
+    subprocess.run([sys.executable, script, *words], check=True)
+    return out / name
 
 
 def judged(name: str, evaluation: Path | None) -> dict[str, Any]:

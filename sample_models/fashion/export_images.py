@@ -12,20 +12,21 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 # Folder, split, number of images.
-SETS = (("calibration", "train", 512), ("test", "t10k", 2000))
+SETS = (("calibration", "train", "512"), ("test", "t10k", "2000"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=FOLDER)
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--all", action="store_true", help="all of t10k, to <out>/t10k")
+    parser.add_argument(
+        "--set", nargs=3, metavar=("FOLDER", "SPLIT", "NUMBER"), help="another set instead"
+    )
     options = parser.parse_args()
-    sets = (("t10k", "t10k", 10_000),) if options.all else SETS
     (options.out / "classes.txt").write_text("\n".join(CLASSES) + "\n")
-    for folder, split, count in sets:
+    for folder, split, count in [options.set] if options.set else SETS:
         images, labels = load(split, options.data)
-        chosen = np.random.default_rng(0).permutation(len(images))[:count]
+        chosen = np.random.default_rng(0).permutation(len(images))[: int(count)]
         for i in sorted(chosen.tolist()):
             path = options.out / folder / CLASSES[labels[i]] / f"{i:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
