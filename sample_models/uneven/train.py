@@ -1,7 +1,7 @@
 """Trains UnevenNet on Fashion-MNIST, then makes its channels uneven, and writes its state_dict.
 
 apt-get install dataset-fashion-mnist
-python -m sample_models.uneven.train build/uneven/weights.pt    # about a minute on one core
+python -m sample_models.uneven.train build/uneven/weights.pt    # some minutes on one core
 """
 
 import argparse
@@ -24,8 +24,8 @@ BATCH = 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--images", type=int, default=15_000)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--images", type=int, default=30_000)
     parser.add_argument("--data", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.manual_seed(0)

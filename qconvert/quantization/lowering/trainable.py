@@ -119,9 +119,7 @@ class LearnedLayer(nn.Module):
         self._weight_unit = min(1.0, (_INPUTS / inputs) ** 0.5)
         self._bias_unit = _BIAS_UNIT * inputs**0.5
         self.steps = nn.Parameter(torch.zeros_like(weight), requires_grad=learns)
-        self.growth = nn.Parameter(
-            torch.zeros_like(self.begin_scales), requires_grad=learns and rounds
-        )
+        self.growth = nn.Parameter(torch.zeros_like(self.begin_scales), requires_grad=learns)
         gains = torch.zeros_like(weight[:1])
         gains = (
             gains if weight.dim() == 2 else gains.flatten(2)[..., :1].view(1, -1, *self._axes[2:])

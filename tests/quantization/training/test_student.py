@@ -181,6 +181,18 @@ def test_weights_that_were_not_rounded_are_rounded_with_scales_of_their_size(
             assert max(now / then for now, then in pairs) > 1.3
 
 
+@pytest.mark.parametrize("rounds", [True, False])
+def test_all_that_learns_has_a_gradient(converted, rounds: bool) -> None:
+    """Weights, biases and ranges; scales of weights that are rounded, sizes of channels else."""
+    found = converted(networks.Residual)
+    student = Student(found.fused, found.plan, [], rounds=rounds)
+    student(found.images)[0].square().sum().backward()
+    sizes = student.scales if rounds else student.channels
+    assert sizes
+    assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in sizes)
+    assert all(x.grad is not None for x in student.parameters)
+
+
 def test_inputs_of_the_model_keep_their_range(converted) -> None:
     found = converted(networks.plain)
     student = Student(found.fused, found.plan, [])

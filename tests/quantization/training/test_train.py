@@ -180,9 +180,30 @@ def test_loss_is_measured_in_the_powers_of_the_float_model() -> None:
     """Noise of a tenth of the power counts as a tenth, whatever the size."""
     loss = Loss({"output": 400.0, "inside": 1e-6}, 2.0, True, None)
     outputs, wanted = {"output": torch.full((1, 3), 20.0)}, {"output": torch.zeros(1, 3)}
-    inside = {"inside": torch.full((1, 2, 2, 2), 1e-3)}
-    nothing = {"inside": torch.zeros(1, 2, 2, 2)}
-    found = loss(outputs, inside, wanted, nothing, None)
-    assert float(found) == pytest.approx(1.0 + 2.0)
+    values = torch.full((1, 2, 2, 2), 1e-3)
+    noise = torch.tensor([[1e-3, -1e-3], [1e-3, -1e-3]])
+    found = loss(outputs, {"inside": values + noise}, wanted, {"inside": values}, None)
+    # With noise as large as the value, half of the value is nearest.
+    assert float(found) == pytest.approx(1.0 + 2.0 * 0.5)
     without = replace(loss, features=0.0)
-    assert float(without(outputs, inside, wanted, nothing, None)) == pytest.approx(1.0)
+    assert float(without(outputs, {"inside": noise}, wanted, {"inside": values}, None)) == (
+        pytest.approx(1.0)
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 5), (4, 7, 3), (4, 3)])
+def test_channels_inside_may_be_of_any_size(shape) -> None:
+    """What makes a channel larger, and is made up for after it, is no noise."""
+    axis = 2 if len(shape) == 3 else 1
+    sizes = torch.tensor([1.0, 30.0, 0.01]).view([3 if i == axis else 1 for i in range(len(shape))])
+    wanted = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    noise = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    output = {"output": torch.zeros(4, 3)}
+    loss = Loss({"output": 1.0, "inside": 1.0}, 1.0, True, None)
+
+    def of(found: torch.Tensor) -> float:
+        return float(loss(output, {"inside": found}, output, {"inside": wanted}, None))
+
+    assert of(sizes * wanted) == pytest.approx(0.0, abs=1e-9)
+    assert of(sizes * (wanted + noise)) == pytest.approx(of(wanted + noise), rel=1e-4)
+    assert of(wanted + noise) > 0.002
