@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from qconvert.models.fusion import FusedModel
 from qconvert.models.operators import is_tensor, shape_of
+from qconvert.quantization import rules
 from qconvert.quantization.plan import Plan
 
 # So many at most, spread evenly over the multiply-accumulates before them.
@@ -26,7 +27,11 @@ def block_outputs(model: FusedModel, plan: Plan) -> list[str]:
         for node in nodes
         if is_tensor(node)
     }
-    held = {o.value: o for o in plan.operators if o.precision == "int8" and not o.float_output}
+    held = {
+        o.value
+        for o in plan.operators
+        if o.precision == "int8" and not o.float_output and o.kind not in rules.HELD_AS_THEY_ARE
+    }
     macs, done = {o.value: o.macs for o in plan.operators}, 0
     found = list[tuple[int, int, str]]()
     open_until = -1

@@ -23,6 +23,8 @@ from qconvert.quantization.recovery.two_terms import (
     params_for,
     with_two_terms,
 )
+from qconvert.quantization.training.features import block_outputs
+from qconvert.quantization.training.student import Student
 
 
 class Outlier(nn.Module):
@@ -115,6 +117,22 @@ def test_what_is_read_in_two_terms_is_made_in_float(converted: Any) -> None:
     assert lines["last"].inputs == ("two_terms_relu",)
     assert not {"second", "shortcut", "add", "relu"} & set(plan.tensors)
     assert plan.int8_macs == 1.0
+
+
+def test_a_model_with_two_terms_can_be_trained(converted: Any) -> None:
+    """Its student begins as the simulation, and shows values that the teacher has."""
+    result = converted(Outlier)
+    readers = candidates(result.fused, result.plan)
+    model = with_two_terms(result.fused, {"relu": params_for(result.calibration, "relu")}, readers)
+    section = QuantizationSection(decide="int8", isa=result.plan.isa)
+    plan = make_plan(model, result.calibration, section)
+    names = block_outputs(model, plan)
+    with torch.no_grad():
+        found, features = Student(model, plan, names)(result.images)
+        wanted = lower(model, plan, Simulated())(result.images)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+    assert names
+    assert list(features) == names
 
 
 def test_noise_is_foreseen(converted: Any) -> None:
