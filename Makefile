@@ -80,7 +80,7 @@ bench-portable: install ## SQNR on each class of CPUs, into docs/portable.md: te
 bench-foreign: install ## which foreign images the audit names, into docs/audit.md: ten minutes
 	PYTHONPATH=. $(BIN)/python benchmarks/foreign.py docs/audit.md
 
-bench-finetune: install ## MobileNetV2 and a hard case before and after fine-tuning, into docs/accuracy.md: half an hour
+bench-finetune: install ## MobileNetV2 and a hard case before and after fine-tuning, into docs/accuracy.md: half an hour; Debian's dataset-fashion-mnist, mate-backgrounds, lomiri-wallpapers-16.04
 	PYTHONPATH=. $(BIN)/python benchmarks/finetune.py docs/accuracy.md
 
 bench-tune: install ## tune MobileNetV2, and kill it 20 times at it, into docs/tune.md: an hour

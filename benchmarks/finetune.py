@@ -113,9 +113,9 @@ def uneven() -> dict[str, Any]:
     }
     qconfig.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     rows = {}
-    for teacher in ("float", "labels", "both"):
+    for teacher in ("float", "labels"):
         settings = (*UNEVEN, f"finetune.teacher={teacher}")
-        session = _session(qconfig, BUILD / "uneven", settings)
+        session = _session(qconfig, BUILD / f"uneven_{teacher}", settings)
         record, *forms = _trained(session)
         before, after = (
             next(m for m in judge(session, simulate(*form), "", None).metrics if m.name == "top1")

@@ -75,12 +75,18 @@ class Course:
         first = round(section.epochs * section.unrounded)
         done, spent_s, form = 0, 0.0, self._begin
         ended: Ended = "epochs"
+        left = section.epochs - first
         if first:
             found, ended, form, rounding_s = self._unrounded(first, before)
             done, spent_s = len(found.history) - 1, _seconds(found) + rounding_s
+            # An epoch takes a little longer where weights are rounded.
+            if section.minutes is not None and (
+                spent_s + _seconds(found) / max(done, 1) > 60 * section.minutes
+            ):
+                left, ended = 0, "minutes"
         learner = self._learner(form, rounds=True)
-        refined, again = self._refined(learner, form, section.epochs - first, spent_s)
-        ended = again if section.epochs > first else ended
+        refined, again = self._refined(learner, form, left, spent_s)
+        ended = again if left else ended
         best = refined.history[refined.best_epoch].held_out
         better = best.rank(section.teacher) > before.rank(section.teacher)
         training = Training(

@@ -109,6 +109,17 @@ def test_it_can_be_left_out(
     assert (project.output / "model.int8.pt").read_bytes() == trained
 
 
+def test_no_epoch_begins_for_which_there_is_no_time(
+    make_hard: Callable[[Path], Project], tmp_path: Path
+) -> None:
+    """There is always one; then weights are rounded."""
+    project = make_hard(tmp_path / "project")
+    result = project.run("finetune", "--quiet", "--set", "finetune.minutes=0.0001")
+    assert result.code == 0, result.err
+    training = project.record("finetune.json")["training"]
+    assert (training["epochs"], training["ended"]) == (1, "minutes")
+
+
 def test_labels_teach(make_hard: Callable[[Path], Project], tmp_path: Path) -> None:
     project = make_hard(tmp_path / "project")
     result = project.run("finetune", "--quiet", "--set", "finetune.teacher=both")
