@@ -104,11 +104,20 @@ class Trainer:
         section, done = self._section, len(found.history) - 1
         if done >= section.epochs:
             return "epochs"
-        if found.progress >= 1.0:
+        if found.progress >= 1.0 or self._out_of_time(found):
             return "minutes"
         if section.patience is not None and done - found.best_epoch >= section.patience:
             return "patience"
         return None
+
+    def _out_of_time(self, found: Checkpoint) -> bool:
+        """Whether there is not even half the time of one more epoch. The last one may end a little
+        late: without it the rates would not have come down."""
+        done = len(found.history) - 1
+        if self._section.minutes is None or not done:
+            return False
+        spent_s = sum(epoch.seconds for epoch in found.history)
+        return 60 * self._section.minutes - spent_s < spent_s / done / 2
 
     def _epoch(self, found: Checkpoint) -> Checkpoint | None:
         """One more; None if it came to no number."""
