@@ -455,7 +455,9 @@ TABLE = [
         "'uint8')"),
     row("match and type", line("quantization: {layers: [{match: '0', type: Conv2d}]}"), "qconfig",
         "my.yaml: quantization.layers[0]: give either `match` or `type`"),
-    row("contradiction", line("quantization: {weights: {granularity: per_tensor}}"), "qconfig",
+    row("contradiction",
+        line("quantization: {weights: "
+             "{observer: per_channel_minmax, granularity: per_tensor}}"), "qconfig",
         "my.yaml: quantization.weights: observer 'per_channel_minmax' contradicts granularity "
         "'per_tensor'; use observer 'minmax'"),
     row("names to fuse not in lists", line("fuse: {modules: [conv, bn]}"), "qconfig",
