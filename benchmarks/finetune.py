@@ -113,7 +113,7 @@ def uneven() -> dict[str, Any]:
     }
     qconfig.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     rows = {}
-    for teacher in ("float", "labels"):
+    for teacher in ("float", "labels", "both"):
         settings = (*UNEVEN, f"finetune.teacher={teacher}")
         session = _session(qconfig, BUILD / f"uneven_{teacher}", settings)
         record, *forms = _trained(session)
