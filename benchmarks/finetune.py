@@ -6,7 +6,7 @@ MobileNetV2: the images, the float model and the intervals of benchmarks/accurac
 minutes of training without labels, with crops of the photographs that calibrate and of 25 others
 (photos.py). Everything is judged as CPUs with VNNI compute it, by the plan's simulation, so that
 any CPU will do. UnevenNet is trained by sample_models/uneven/train.py first, and fine-tuned with
-4,096 of the images that it was trained with.
+4,096 images of the same training set.
 """
 
 from __future__ import annotations
