@@ -204,7 +204,8 @@ def least_squares(
     rows: Tensor, scheme: WeightScheme, lowest: int, highest: int
 ) -> tuple[Tensor, Tensor]:
     """Both ends shrunk by the one share, of 41, with the least squared error."""
-    low, high, errors = _squared_errors(rows, scheme, lowest, highest)
+    low, high = _ends(rows, scheme)
+    errors = _squared_errors(rows, low, high, _SHARES, lowest, highest)
     chosen = _SHARES[errors.argmin(0)]
     return low * chosen, high * chosen
 
@@ -214,26 +215,40 @@ def auto(rows: Tensor, scheme: WeightScheme, lowest: int, highest: int) -> tuple
     elsewhere.
 
     Of what is rounded, errors of many weights cancel. Of what is clipped, few weights are wrong by
-    many steps, to one side.
+    many steps, to one side. A share of the range leaves the square of it of what rounding does, so
+    ranges above the root of three quarters need not be tried; and where what lies beyond that is
+    already too much, none: nearly everywhere, which saves a search through all weights.
     """
-    low, high, errors = _squared_errors(rows, scheme, lowest, highest)
-    pays = errors.amin(0) <= (1 - _PAYS) * errors[0]
-    chosen = torch.where(pays, _SHARES[errors.argmin(0)], 1.0)
+    low, high = _ends(rows, scheme)
+    left, widest = 1 - _PAYS, (1 - _PAYS) ** 0.5
+    most = left * _squared_errors(rows, low, high, _SHARES[:1], lowest, highest)[0]
+    inside = torch.maximum(torch.minimum(rows, high[:, None] * widest), low[:, None] * widest)
+    (tried,) = torch.nonzero((rows - inside).square().sum(1) <= most, as_tuple=True)
+    ends = low[tried], high[tried]
+    errors = _squared_errors(rows[tried], *ends, _SHARES, lowest, highest)
+    chosen = torch.ones_like(low)
+    pays = errors.amin(0) <= most[tried]
+    chosen[tried] = torch.where(pays, _SHARES[errors.argmin(0)], 1.0)
     return low * chosen, high * chosen
 
 
-def _squared_errors(
-    rows: Tensor, scheme: WeightScheme, lowest: int, highest: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The ends of all weights; the squared error (shares, channels) with each share of them."""
+def _ends(rows: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+    """The range of all weights, by channel; it holds zero."""
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
     if scheme.scheme == "symmetric":
         high = torch.maximum(-low, high)
         low = -high
+    return low, high
+
+
+def _squared_errors(
+    rows: Tensor, low: Tensor, high: Tensor, shares: Tensor, lowest: int, highest: int
+) -> Tensor:
+    """The squared error with each share of these ranges: (shares, channels)."""
     errors = []
-    for share in _SHARES:
+    for share in shares:
         scale = ((high - low) * share / (highest - lowest)).clamp(min=1e-30)[:, None]
         zero = (lowest - (low * share)[:, None] / scale).round()
         integers = ((rows / scale).round() + zero).clamp(lowest, highest)
         errors.append((((integers - zero) * scale - rows) ** 2).sum(1))
-    return low, high, torch.stack(errors)
+    return torch.stack(errors)
