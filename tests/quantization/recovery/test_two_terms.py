@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qconvert.models.fusion import FusedModel
 from qconvert.models.two_terms import FACTOR, TwoTerms, reading_two_terms
 from qconvert.qconfig import QuantizationSection
 from qconvert.quantization.affine import fake_quantize
 from qconvert.quantization.lowering.backend import lower
 from qconvert.quantization.lowering.targets import Int8, Simulated
+from qconvert.quantization.plan import Plan
 from qconvert.quantization.planning import make_plan
 from qconvert.quantization.recovery.tensor_noise import noise_of_tensors
 from qconvert.quantization.recovery.two_terms import (
@@ -101,13 +103,19 @@ def test_a_tensor_in_two_terms_is_hardly_rounded(
     assert error < 0.02 * float(simulated.abs().max())
 
 
-def test_what_is_read_in_two_terms_is_made_in_float(converted: Any) -> None:
-    """The sum, and the two layers that it adds: none of them is rounded."""
-    result = converted(Outlier)
+def relu_in_two_terms(result: Any) -> tuple[FusedModel, Plan]:
+    """The model whose sum is read in two terms, and its plan."""
     readers = candidates(result.fused, result.plan)
     model = with_two_terms(result.fused, {"relu": params_for(result.calibration, "relu")}, readers)
     section = QuantizationSection(decide="int8", isa=result.plan.isa)
     plan = make_plan(model, result.calibration, section)
+    return model, plan
+
+
+def test_what_is_read_in_two_terms_is_made_in_float(converted: Any) -> None:
+    """The sum, and the two layers that it adds: none of them is rounded."""
+    result = converted(Outlier)
+    _, plan = relu_in_two_terms(result)
     lines = {o.name: o for o in plan.operators}
     assert lines["second"].float_output
     assert lines["shortcut"].float_output
@@ -122,10 +130,7 @@ def test_what_is_read_in_two_terms_is_made_in_float(converted: Any) -> None:
 def test_a_model_with_two_terms_can_be_trained(converted: Any) -> None:
     """Its student begins as the simulation, and shows values that the teacher has."""
     result = converted(Outlier)
-    readers = candidates(result.fused, result.plan)
-    model = with_two_terms(result.fused, {"relu": params_for(result.calibration, "relu")}, readers)
-    section = QuantizationSection(decide="int8", isa=result.plan.isa)
-    plan = make_plan(model, result.calibration, section)
+    model, plan = relu_in_two_terms(result)
     names = block_outputs(model, plan)
     with torch.no_grad():
         found, features = Student(model, plan, names)(result.images)
